@@ -1,0 +1,121 @@
+"""What must hold of the tree as a whole, whatever is in the modules."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from datasets import load_dataset
+
+ROOT = Path(__file__).parents[1]
+SUITES = sorted((ROOT / "benchmarks" / "suites").glob("*.json"))
+DATA = ROOT / "benchmarks" / "micro_clip_8" / "data"
+DATASETS = sorted(path.name for path in DATA.iterdir() if path.is_dir())
+TEXT = {".py", ".md", ".toml", ".json", ".jsonl", ".cff", ".csv", ".tex", ""}
+MAX_TREE_BYTES = 30_000_000
+MAX_LINES = 400
+
+MAY_IMPORT = {
+    "epmq": {"epmq"},
+    "baselines": {"baselines", "epmq"},
+    "results": {"results"},
+    "benchmarks": {"benchmarks", "baselines", "epmq", "results"},
+}
+
+
+def tree() -> list[Path]:
+    """Every file that is, or would be, committed."""
+    if shutil.which("git") is None or not (ROOT / ".git").exists():
+        pytest.skip("not a git checkout")
+    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    listed = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    return [path for name in listed.split("\0") if name and (path := ROOT / name).is_file()]
+
+
+def imported(source: str) -> set[str]:
+    """Top-level names that a module imports anywhere in its text."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            found.add(node.module.split(".")[0])
+    return found
+
+
+def bundled(suite: dict[str, Any]) -> list[dict[str, Any]]:
+    return [task for task in suite["tasks"] if task["dataset"]["path"].startswith("package:")]
+
+
+def rows(folder: Path, split: str) -> int:
+    return sum(pq.read_metadata(path).num_rows for path in (folder / "data").glob(f"{split}-*.parquet"))
+
+
+def front_matter(card: Path) -> dict[str, str]:
+    """The scalar entries of a card's YAML header."""
+    header = card.read_text(encoding="utf-8").split("---\n")[1]
+    return dict(re.findall(r"^(\w+): +(.+)$", header, flags=re.MULTILINE))
+
+
+@pytest.mark.parametrize("package", MAY_IMPORT)
+def test_imports_go_one_way(package: str) -> None:
+    """benchmarks -> baselines -> epmq, benchmarks -> results, and nothing imports the tests."""
+    forbidden = {*MAY_IMPORT, "tests"} - MAY_IMPORT[package]
+    modules = list((ROOT / package).rglob("*.py"))
+    assert modules, f"package {package} has no modules"
+    wrong = {str(m.relative_to(ROOT)): imported(m.read_text("utf-8")) & forbidden for m in modules}
+    assert not {module: names for module, names in wrong.items() if names}
+
+
+def test_nothing_refers_outside_the_repository() -> None:
+    outside = re.compile(r"\.\./shared|(?<![\w.:/-])/(?:home|root|Users|work|mnt)/")
+    texts = [path for path in tree() if path.suffix in TEXT]
+    assert not [str(path) for path in texts if outside.search(path.read_text("utf-8", errors="replace"))]
+
+
+def test_the_tree_is_small() -> None:
+    assert sum(path.stat().st_size for path in tree()) <= MAX_TREE_BYTES
+
+
+def test_source_files_are_short() -> None:
+    lengths = {p: len(p.read_text("utf-8").splitlines()) for p in tree() if p.suffix == ".py"}
+    assert not {str(path): n for path, n in lengths.items() if n >= MAX_LINES}
+
+
+@pytest.mark.parametrize("name", DATASETS)
+def test_bundled_data_has_card_and_licence_and_loads(name: str, tmp_path: Path) -> None:
+    folder = DATA / name
+    assert (folder / "LICENSE").stat().st_size > 0
+    assert {"license", "pretty_name"} <= front_matter(folder / "README.md").keys()
+    splits = load_dataset(str(folder), cache_dir=str(tmp_path))
+    for split, data in splits.items():
+        assert len(data) == rows(folder, split)
+        assert data.column_names == ["image", "label"]
+        assert set(data["label"]) == set(range(data.features["label"].num_classes))
+        assert data[0]["image"].size[0] > 0
+
+
+@pytest.mark.parametrize("path", SUITES, ids=lambda path: path.stem)
+def test_suite_agrees_with_its_bundled_data(path: Path) -> None:
+    """Sample counts, number of classes and licence are those of the files."""
+    for task in bundled(json.loads(path.read_text("utf-8"))):
+        data = task["dataset"]
+        folder = ROOT / "benchmarks" / data["path"].removeprefix("package:")
+        counts = rows(folder, data["train_split"]), rows(folder, data["eval_split"])
+        assert counts == (data["train_size"], data["eval_size"]), task["task"]
+        card = front_matter(folder / "README.md")
+        assert card.get("license_name", card["license"]) == data["licence"].lower(), task["task"]
+        stored = json.loads(pq.read_schema(next((folder / "data").glob("test-*"))).metadata[b"huggingface"])
+        assert len(stored["info"]["features"]["label"]["names"]) == len(task["class_names"]), task["task"]
+
+
+def test_every_bundled_data_set_is_in_the_notice() -> None:
+    notice = (ROOT / "NOTICE").read_text("utf-8")
+    assert not [name for name in DATASETS if f"benchmarks/micro_clip_8/data/{name} (" not in notice]
