@@ -1,0 +1,102 @@
+"""A record holds finite, consistent numbers under known names, or it does not exist."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from results.errors import ResultError
+from results.records import Manifest, Record
+from tests.results_samples import make_cell, make_manifest
+
+
+def test_a_record_survives_the_way_to_json_and_back() -> None:
+    record, _ = make_cell("a", merge_options={"scale": 0.3}, normalised=0.1 + 0.2, warnings=["dead column 3"])
+    assert Record.from_json(record.to_json().encode()) == record
+
+
+def test_json_has_sorted_keys_and_names_its_schema() -> None:
+    data = json.loads(make_cell("a")[0].to_json())
+    assert list(data) == sorted(data)
+    assert data["schema"] == 1
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"average": 0.71},
+        {"average": float("nan")},
+        {"key": "ABCDEF0123456789"},
+        {"key": "../../etc/passwd"},
+        {"key": "0123456789abcdef\n"},
+        {"tasks": {}},
+        {"tasks": {"digits": {"value": 1.2, "samples": 10}}, "average": 1.2},
+        {"tasks": {"digits": {"value": 0.5, "samples": 0}}, "average": 0.5},
+        {"axes": {"anchor": float("inf")}},
+        {"layers": [{"name": "a", "rows": 1, "columns": 1, "objective": float("nan")}]},
+        {"seconds": {"merge": -1.0}},
+        {"method": "two\nlines"},
+        {"colour": "blue"},
+        {"schema": 2},
+    ],
+    ids=str,
+)
+def test_a_bad_field_is_refused(changes: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        make_cell("a", **changes)
+
+
+def test_an_average_within_round_off_of_the_mean_is_accepted() -> None:
+    assert make_cell("a", average=0.7 + 9e-10)[0].average == 0.7 + 9e-10
+
+
+@pytest.mark.parametrize(
+    ("line", "complaint"),
+    [
+        ('{"schema": 2}', "schema: Input should be 1, not 2"),
+        ("{}", "key: Field required"),
+        ("[1, 2]", "Input should be an object"),
+        ('{"key": NaN', "Invalid JSON"),
+        ("", "Invalid JSON"),
+    ],
+)
+def test_a_bad_line_is_explained_in_one_line(line: str, complaint: str) -> None:
+    with pytest.raises(ResultError, match=complaint) as caught:
+        Record.from_json(line.encode())
+    assert "\n" not in str(caught.value)
+
+
+def test_json_without_a_schema_is_refused() -> None:
+    data = json.loads(make_cell("a")[0].to_json())
+    del data["schema"]
+    with pytest.raises(ResultError, match="schema: Field required"):
+        Record.from_json(json.dumps(data).encode())
+
+
+def test_json_numbers_as_strings_are_refused() -> None:
+    data = json.loads(make_cell("a")[0].to_json())
+    data["average"] = str(data["average"])
+    with pytest.raises(ResultError, match="average: Input should be a valid number"):
+        Record.from_json(json.dumps(data).encode())
+
+
+def test_a_record_can_not_be_changed() -> None:
+    with pytest.raises(ValidationError):
+        make_cell("a")[0].average = 1.0
+
+
+def test_a_manifest_lists_the_cells_it_was_asked_for() -> None:
+    cell = {"key": "0" * 16, "method": "rtn", "merge": "ties", "target": "merged", "bits": 4}
+    manifest = make_manifest(asked={"cells": [cell]})
+    assert [asked.method for asked in manifest.cells] == ["rtn"]
+    assert Manifest.from_json(manifest.to_json().encode()) == manifest
+    assert make_manifest().cells == []
+
+
+@pytest.mark.parametrize("cells", [[{"key": "x"}], "all", [3]], ids=str)
+def test_a_manifest_with_bad_cells_is_refused(cells: object) -> None:
+    with pytest.raises(ValidationError):
+        make_manifest(asked={"cells": cells})
