@@ -1,0 +1,85 @@
+"""The registry of rounding methods.
+
+    @baseline("my-method", reference="arXiv:...", summary="...")
+    def my_method(problem: LayerProblem, spec: QuantSpec) -> QuantizedWeight: ...
+
+Modules in this folder are found by themselves; an installed package joins through the entry-point group
+``epmq.baselines`` (its value names a module that uses the decorator).
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from functools import cache
+from importlib.metadata import entry_points
+
+from epmq.errors import UserError, choose
+from epmq.problem import LayerProblem
+from epmq.spec import QuantSpec
+from epmq.weight import QuantizedWeight
+
+Rounding = Callable[[LayerProblem, QuantSpec], QuantizedWeight]
+ENTRY_POINT_GROUP = "epmq.baselines"
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """A registered rounding method: callable, with its reference and a one-line summary."""
+
+    name: str
+    rounding: Rounding
+    reference: str
+    summary: str
+    origin: str
+
+    def __call__(self, problem: LayerProblem, spec: QuantSpec) -> QuantizedWeight:
+        """Round ``problem.centre``; see :class:`epmq.problem.LayerProblem`."""
+        return self.rounding(problem, spec)
+
+
+_REGISTRY: dict[str, Baseline] = {}
+
+
+def baseline(name: str, *, reference: str, summary: str) -> Callable[[Rounding], Rounding]:
+    """Register a rounding method under ``name``; raises UserError when the name is taken."""
+
+    def register(function: Rounding) -> Rounding:
+        origin = f"{function.__module__}.{function.__qualname__}"
+        if name in _REGISTRY and _REGISTRY[name].origin != origin:
+            taken = _REGISTRY[name].origin
+            raise UserError(f"baseline {name!r} of {origin} is already registered by {taken}; rename it")
+        _REGISTRY[name] = Baseline(name, function, reference, summary, origin)
+        return function
+
+    return register
+
+
+@cache
+def _discover() -> None:
+    package = importlib.import_module("baselines")
+    for module in sorted(m.name for m in pkgutil.iter_modules(package.__path__)):
+        importlib.import_module(f"baselines.{module}")
+    for point in entry_points(group=ENTRY_POINT_GROUP):
+        try:
+            point.load()
+        except UserError:
+            raise
+        except Exception as error:  # whatever a stranger's module raises must not read as our fault
+            plug_in = f"baseline plug-in {point.name!r} ({point.value})"
+            raise UserError(f"{plug_in} cannot be loaded: {error}; repair or uninstall it") from error
+
+
+def names(pattern: str = "*") -> list[str]:
+    """Registered names that match a shell-style pattern, sorted."""
+    _discover()
+    return sorted(name for name in _REGISTRY if fnmatchcase(name, pattern))
+
+
+def get(name: str) -> Baseline:
+    """The baseline of that name; raises UserError with the nearest names when there is none."""
+    choose("method", name, names())
+    return _REGISTRY[name]

@@ -1,0 +1,288 @@
+"""The calibration walk: block by block, gather moments, pose each layer's problem, write its solution.
+
+Hidden states at the boundary of the current block are all the activations that are kept. Experts are read
+block by block into one scratch block. The walk never looks at labels.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+import torch
+from torch import Tensor, nn
+
+from epmq.calibration import Calibration
+from epmq.errors import UserError
+from epmq.merge import Checkpoint
+from epmq.moments import Moments
+from epmq.problem import LayerProblem
+from epmq.tower import SharedInput, Tower
+from epmq.weight import QuantizedWeight
+
+Solver = Callable[[LayerProblem], QuantizedWeight | Tensor]
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """What happened to one group of linear layers that read the same input.
+
+    Deviations are claim C3's, weighted by c_t: ``quantisation`` E||(W_m - Q) x||^2, ``expert``
+    E||(W_t - Q) x||^2 and ``merging`` E||(W_t - W_m) x||^2, on the inputs that the walk calibrated on.
+    ``packed_bits`` is ``None`` for a full-precision solution.
+    """
+
+    name: str
+    rows: int
+    columns: int
+    objective: float
+    quantisation_deviation: float
+    expert_deviation: float | None
+    merging_deviation: float | None
+    packed_bits: int | None
+    warnings: tuple[str, ...]
+    calibrate_seconds: float
+    solve_seconds: float
+
+
+class _Reached(Exception):
+    """The forward pass has come to the last layer whose input is wanted."""
+
+
+def centre(problem: LayerProblem) -> Tensor:
+    """The solver that does not round: W* (or W_m) in full precision, the ceiling of the target."""
+    return problem.centre
+
+
+@torch.no_grad()
+def walk(
+    tower: Tower,
+    experts: Mapping[str, Checkpoint],
+    inputs: Mapping[str, Tensor],
+    calibration: Calibration,
+    solve: Solver,
+    *,
+    batch_size: int = 64,
+) -> Iterator[LayerReport]:
+    """Quantise ``tower`` (which holds the merged weights) in place, yielding a report per layer group.
+
+    Args:
+        experts: a checkpoint per task.
+        inputs: model inputs per task, ``(n, ...)``, the same tasks in the same order.
+        solve: turns a layer problem into a quantised weight, or a dense matrix (:func:`centre`).
+
+    Raises:
+        UserError: tasks differ, a task has no sample, or no layer matches ``calibration.layers``.
+    """
+    _check(tower, experts, inputs, calibration)
+    streams = {task: _in_batches(tower.stem, x, batch_size) for task, x in inputs.items()}
+    expert_streams = dict(streams)
+    if calibration.follows_experts:
+        stem = copy.deepcopy(tower.stem)
+        for task, x in inputs.items():
+            tower.load(stem, "stem", experts[task])
+            expert_streams[task] = _in_batches(stem, x, batch_size)
+    for index, block in enumerate(tower.blocks):
+        source = block if calibration.source != "merged" else copy.deepcopy(block)
+        scratch = copy.deepcopy(block)
+        groups = [g for g in tower.groups if fnmatchcase(_name(index, g), calibration.layers)]
+        # Only inputs that see this block's quantised layers have to be gathered layer after layer.
+        stages = [[g] for g in groups] if calibration.source == "quantised" else [groups]
+        for stage in stages:
+            start = time.perf_counter()
+            gathered = {g: _Gathered.empty(block, g, calibration) for g in stage}
+            for task, hidden in streams.items():
+                tower.load(scratch, f"blocks.{index}", experts[task])
+                pair = (source, hidden), (scratch, expert_streams[task])
+                _gather_task(gathered, pair, calibration, batch_size)
+            elapsed = (time.perf_counter() - start) / max(1, len(stage))
+            for group in stage:
+                yield _solve_group(_name(index, group), block, group, gathered[group], calibration, solve, elapsed)
+        for task in streams:
+            streams[task] = _in_batches(source, streams[task], batch_size)
+            if calibration.follows_experts:
+                tower.load(scratch, f"blocks.{index}", experts[task])
+                expert_streams[task] = _in_batches(scratch, expert_streams[task], batch_size)
+
+
+def _check(
+    tower: Tower, experts: Mapping[str, Checkpoint], inputs: Mapping[str, Tensor], calibration: Calibration
+) -> None:
+    if list(experts) != list(inputs):
+        raise UserError(f"experts are of tasks {list(experts)}, calibration inputs of {list(inputs)}; they must agree")
+    for task, x in inputs.items():
+        if not len(x):
+            raise UserError(f"task {task!r} has no calibration sample")
+    names = [_name(i, g) for i in range(len(tower.blocks)) for g in tower.groups]
+    if not any(fnmatchcase(name, calibration.layers) for name in names):
+        raise UserError(f"layers {calibration.layers!r} matches no layer; the first is {names[0]!r}")
+
+
+def _name(index: int, group: SharedInput) -> str:
+    return f"blocks.{index}." + "+".join(group)
+
+
+def _in_batches(module: nn.Module, x: Tensor, batch_size: int) -> Tensor:
+    return torch.cat([module(part) for part in x.split(batch_size)])
+
+
+def _linears(block: nn.Module, group: SharedInput) -> list[nn.Linear]:
+    found = [block.get_submodule(path) for path in group]
+    assert all(isinstance(layer, nn.Linear) for layer in found)
+    return found  # type: ignore[return-value]
+
+
+def _stacked(block: nn.Module, group: SharedInput) -> tuple[Tensor, Tensor]:
+    """Weights and biases of a group, stacked over output rows, float64."""
+    layers = _linears(block, group)
+    biases = [torch.zeros(len(x.weight)) if x.bias is None else x.bias for x in layers]
+    return torch.cat([x.weight for x in layers]).double(), torch.cat(biases).double()
+
+
+@dataclass
+class _Gathered:
+    """Moments of one group, and the weighted means that recalibrating the bias needs."""
+
+    moments: Moments
+    mean_input: Tensor
+    mean_target: Tensor
+
+    @classmethod
+    def empty(cls, block: nn.Module, group: SharedInput, calibration: Calibration) -> _Gathered:
+        weight, bias = _stacked(block, group)
+        return cls(Moments.empty(weight, calibration.task_weight), weight.new_zeros(weight.shape[1]), bias * 0)
+
+
+def _gather_task(
+    gathered: Mapping[SharedInput, _Gathered],
+    pair: tuple[tuple[nn.Module, Tensor], tuple[nn.Module, Tensor]],
+    calibration: Calibration,
+    batch_size: int,
+) -> None:
+    """Fold one task's moments into every group: Gram of x, cross moment of x~ and x."""
+    (source, hidden), (expert, expert_hidden) = pair
+    sums = {g: _Sums() for g in gathered}
+    for part, expert_part in zip(hidden.split(batch_size), expert_hidden.split(batch_size), strict=True):
+        seen = _layer_inputs(expert, expert_part, list(gathered)) if calibration.follows_experts else {}
+        own = seen if calibration.source == "expert" else _layer_inputs(source, part, list(gathered))
+        for group, total in sums.items():
+            total.add(own[group], seen.get(group))
+    for group, total in sums.items():
+        _fold(gathered[group], total, expert, group, calibration)
+
+
+@dataclass
+class _Sums:
+    """Sums over one task's tokens: x x^T, x_expert x^T, x and x_expert."""
+
+    gram: Tensor | float = 0.0
+    cross: Tensor | float = 0.0
+    mean: Tensor | float = 0.0
+    expert_mean: Tensor | float = 0.0
+    tokens: int = 0
+
+    def add(self, x: Tensor, expert_x: Tensor | None) -> None:
+        self.tokens += len(x)
+        self.gram = self.gram + (x.T @ x).double()
+        self.mean = self.mean + x.sum(0).double()
+        if expert_x is not None:
+            self.cross = self.cross + (expert_x.T @ x).double()
+            self.expert_mean = self.expert_mean + expert_x.sum(0).double()
+
+
+def _fold(
+    into: _Gathered, total: _Sums, expert: nn.Module, group: SharedInput, calibration: Calibration
+) -> None:
+    weight, bias = _stacked(expert, group)
+    gram, mean = total.gram / total.tokens, total.mean / total.tokens
+    assert isinstance(gram, Tensor)
+    assert isinstance(mean, Tensor)
+    mixed_mean, cross = mean, None
+    if calibration.target == "expert" and calibration.mixing:
+        a = calibration.mixing
+        cross = (1 - a) * gram + a * (total.cross / total.tokens)
+        mixed_mean = (1 - a) * mean + a * (total.expert_mean / total.tokens)
+        assert isinstance(cross, Tensor)
+        cross = _shrunk(cross, calibration.off_diagonal)
+    share = into.moments.add(_shrunk(gram, calibration.off_diagonal), weight, cross)
+    into.mean_input += share * mean
+    into.mean_target += share * (weight @ mixed_mean + bias)
+
+
+def _shrunk(gram: Tensor, off_diagonal: float) -> Tensor:
+    if off_diagonal == 1:
+        return gram
+    return off_diagonal * gram + (1 - off_diagonal) * torch.diag(gram.diagonal())
+
+
+def _layer_inputs(block: nn.Module, hidden: Tensor, groups: Sequence[SharedInput]) -> dict[SharedInput, Tensor]:
+    """Inputs ``(tokens, columns)`` of each group's layers; the pass stops at the last one."""
+    seen: dict[SharedInput, Tensor] = {}
+
+    def watch(group: SharedInput) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        def hook(_: nn.Module, args: tuple[Tensor, ...]) -> None:
+            seen[group] = args[0].flatten(0, -2)
+            if len(seen) == len(groups):
+                raise _Reached
+
+        return hook
+
+    handles = [block.get_submodule(g[0]).register_forward_pre_hook(watch(g)) for g in groups]
+    try:
+        block(hidden)
+    except _Reached:
+        pass
+    finally:
+        for handle in handles:
+            handle.remove()
+    return seen
+
+
+def _solve_group(
+    name: str,
+    block: nn.Module,
+    group: SharedInput,
+    gathered: _Gathered,
+    calibration: Calibration,
+    solve: Solver,
+    calibrate_seconds: float,
+) -> LayerReport:
+    start = time.perf_counter()
+    merged, bias = _stacked(block, group)
+    moments = gathered.moments
+    problem = calibration.problem(merged, moments)
+    solution = solve(problem)
+    quantised = isinstance(solution, QuantizedWeight)
+    dense = solution.dequantize() if isinstance(solution, QuantizedWeight) else solution.float()
+    if calibration.recalibrate == "bias":
+        wanted = gathered.mean_target
+        if calibration.target == "merged":
+            wanted = merged @ gathered.mean_input + moments.weight_total * bias
+        bias = (wanted - dense.double() @ gathered.mean_input) / moments.weight_total
+    _write(block, group, dense, bias)
+    return LayerReport(
+        name=name,
+        rows=merged.shape[0],
+        columns=merged.shape[1],
+        objective=problem.objective(dense),
+        quantisation_deviation=moments.quantisation_deviation(dense, merged),
+        expert_deviation=moments.expert_deviation(dense),
+        merging_deviation=moments.expert_deviation(merged),
+        packed_bits=solution.packed_bits if isinstance(solution, QuantizedWeight) else None,
+        warnings=problem.warnings,
+        calibrate_seconds=calibrate_seconds,
+        solve_seconds=time.perf_counter() - start,
+    )
+
+
+def _write(block: nn.Module, group: SharedInput, weight: Tensor, bias: Tensor) -> None:
+    start = 0
+    for layer in _linears(block, group):
+        rows = slice(start, start + len(layer.weight))
+        layer.weight.copy_(weight[rows])
+        if layer.bias is not None:
+            layer.bias.copy_(bias[rows])
+        start = rows.stop
