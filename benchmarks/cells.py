@@ -1,0 +1,141 @@
+"""Cells: one row of a comparison, described by everything that can change its numbers."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from baselines.recipes import FAMILIAR, Recipe, resolve
+from epmq.calibration import Calibration, Target
+from epmq.errors import UserError, choose, nearest
+from epmq.merge import MERGES
+from epmq.spec import QuantSpec
+
+CONTROLS = {
+    "zero-shot": "the base model",
+    "experts": "every task by its own expert",
+    "regmean": "RegMean in full precision",
+    "regmean-gptq": "RegMean, then GPTQ",
+    "merged": "the merged model in full precision",
+    "epmq-fp": "W* of reading A in full precision: the ceiling of the weights target",
+    "epmq-features-fp": "W* of reading B in full precision: the ceiling of the features target",
+    "featcal-gptq": "W* of reading B in full precision first, then GPTQ of that model (FeatCal-style)",
+}
+UNMERGED = ("zero-shot", "experts")
+PER_BITS = ("regmean-gptq", "featcal-gptq")  # controls that exist once per bit width
+# RegMean (Jin et al. 2023, arXiv 2212.09849) as FusionBench runs it on CLIP: inputs from the experts' own
+# streams, off-diagonal entries times 0.95, no ridge; all that is not a linear layer is the experts' mean.
+REGMEAN = {"source": "expert", "mixing": 0.0, "anchor": 0.0, "off_diagonal": 0.95}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One row: a merge, a method, its axes, the samples and the seed.
+
+    ``rounding`` is ``None`` for what is not quantised, ``calibration`` for what is not calibrated.
+    """
+
+    method: str
+    kind: str
+    merge: str | None
+    merge_options: Mapping[str, Any] = field(default_factory=dict)
+    rounding: str | None = None
+    calibration: Calibration | None = None
+    spec: QuantSpec | None = None
+    samples: int | None = None
+    seed: int = 0
+
+    @property
+    def axes(self) -> dict[str, Any]:
+        """Every axis, flat."""
+        parts: dict[str, Any] = {} if self.samples is None else {"samples": self.samples}
+        for part in (self.calibration, self.spec):
+            parts |= {} if part is None else asdict(part)
+        return parts
+
+    @property
+    def target(self) -> str | None:
+        return self.calibration.target if self.calibration and self.kind == "method" else None
+
+    @property
+    def bits(self) -> int | None:
+        return self.spec.bits if self.spec else None
+
+    def key(self, context: Mapping[str, Any]) -> str:
+        """16 hex digits of the hash of the cell and its context (suite, revisions, device class)."""
+        described = {**asdict(self), "context": context}
+        text = json.dumps(described, sort_keys=True, default=str)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What ``epmq run`` was asked for: a cross-product, and axes that override the defaults."""
+
+    merge: Sequence[str]
+    method: Sequence[str]
+    target: Sequence[Target]
+    bits: Sequence[int]
+    controls: Sequence[str]
+    samples: int
+    seed: int = 0
+    merge_options: Mapping[str, Any] = field(default_factory=dict)
+    calibration: Mapping[str, Any] = field(default_factory=dict)
+    spec: Mapping[str, Any] = field(default_factory=dict)
+
+
+def expand(request: Request) -> list[Cell]:
+    """Every cell of a request, controls first; raises UserError for an unknown name or a bad value."""
+    for name in request.merge:
+        choose("merge", name, MERGES)
+    for name in request.controls:
+        if name not in CONTROLS:
+            raise UserError(f"control {name!r} is unknown{nearest(name, CONTROLS)}")
+    recipes = resolve(request.method, request.target)
+    cells = [cell for name in CONTROLS if name in request.controls for cell in _general_control(request, name)]
+    for merge in request.merge:
+        cells += [cell for name in CONTROLS if name in request.controls for cell in _control(request, name, merge)]
+        for bits in request.bits:
+            cells += [_calibrated(request, "method", merge, recipe, bits) for recipe in recipes]
+    return cells
+
+
+def _general_control(request: Request, name: str) -> Iterable[Cell]:
+    """Controls that no merge belongs to."""
+    if name in UNMERGED:
+        yield Cell(name, "control", None, seed=request.seed)
+    elif name.startswith("regmean"):
+        recipe = Recipe(name, "gptq", "expert", CONTROLS[name], REGMEAN)
+        for bits in request.bits if name in PER_BITS else [None]:
+            yield _calibrated(request, "control", "regmean", recipe, bits)
+
+
+def _control(request: Request, name: str, merge: str) -> Iterable[Cell]:
+    """Controls that exist for every merge."""
+    if name == "merged":
+        yield Cell(name, "control", merge, _options(request, merge), seed=request.seed)
+    elif name in ("epmq-fp", "epmq-features-fp", "featcal-gptq"):
+        of = FAMILIAR["epmq" if name == "epmq-fp" else "epmq-features"]
+        for bits in request.bits if name in PER_BITS else [None]:
+            yield _calibrated(request, "control", merge, replace(of, name=name), bits)
+
+
+def _calibrated(request: Request, kind: str, merge: str, recipe: Recipe, bits: int | None) -> Cell:
+    spec = None if bits is None else QuantSpec(bits, **request.spec)
+    rounding = recipe.rounding if spec else None
+    calibration = recipe.calibration(request.calibration)
+    options = _options(request, merge)
+    return Cell(recipe.name, kind, merge, options, rounding, calibration, spec, request.samples, request.seed)
+
+
+def _options(request: Request, merge: str) -> dict[str, Any]:
+    """The merge's options: what the command set, the method's own defaults for the rest."""
+    if merge not in MERGES:
+        return {}
+    known = inspect.signature(MERGES[merge]).parameters
+    defaults = {n: p.default for n, p in known.items() if p.kind is p.KEYWORD_ONLY and p.default is not None}
+    return {name: request.merge_options.get(name, default) for name, default in defaults.items()}

@@ -1,0 +1,101 @@
+"""A task's samples: loaded by ``datasets``, checked, turned into model inputs."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+import torch
+from datasets import Dataset, Image, load_dataset
+from torch import Tensor
+
+from benchmarks.suites import DatasetSpec, TaskSpec, locate
+from epmq.checkpoint import sha256
+from epmq.errors import UserError
+
+Transform = Callable[[Any], Tensor]
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Model inputs ``(n, 3, h, w)`` float32 and labels ``(n,)`` int64."""
+
+    images: Tensor
+    labels: Tensor
+
+
+def open_split(task: TaskSpec, split: str) -> Dataset:
+    """A split with its columns, labels and size checked against the suite.
+
+    Raises:
+        UserError: the data cannot be loaded, a column is missing, the count differs or a label is out of range.
+    """
+    spec, where = task.dataset, f"{task.task} ({task.dataset.path}, {split})"
+    path = str(locate(spec.path)) if spec.path.startswith("package:") else spec.path
+    try:
+        with _quiet():
+            data = load_dataset(path, spec.config, split=split, revision=spec.revision)
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"data set {where} cannot be loaded: {reason}; check the path and split") from error
+    for column in (spec.image_column, spec.label_column):
+        if column not in data.column_names:
+            raise UserError(f"data set {where} has no column {column!r}, only {data.column_names}; correct the suite")
+    if not isinstance(data.features[spec.image_column], Image):
+        raise UserError(f"data set {where}: column {spec.image_column!r} holds no images; correct the suite")
+    expected = {spec.train_split: spec.train_size, spec.eval_split: spec.eval_size}[split]
+    if len(data) != expected:
+        raise UserError(f"data set {where} has {len(data)} samples, the suite says {expected}; is it another version?")
+    classes = len(task.class_names)
+    if outside := [label for label in data[spec.label_column] if not 0 <= label < classes]:
+        raise UserError(f"data set {where} has label {outside[0]}, outside 0..{classes - 1}; correct the class names")
+    return data
+
+
+class _quiet:
+    """Silence the progress bars of ``datasets`` for the short local loads."""
+
+    def __enter__(self) -> None:
+        self._were_on = datasets.is_progress_bar_enabled()
+        datasets.disable_progress_bars()
+
+    def __exit__(self, *_: object) -> None:
+        if self._were_on:
+            datasets.enable_progress_bars()
+
+
+def tensors(data: Dataset, spec: DatasetSpec, transform: Transform) -> Labelled:
+    """Every sample, converted to RGB and preprocessed."""
+    images = [transform(image.convert("RGB")) for image in data[spec.image_column]]
+    return Labelled(torch.stack(images), torch.tensor([int(label) for label in data[spec.label_column]]))
+
+
+def sample_ids(task: TaskSpec, count: int, seed: int) -> list[int]:
+    """Row numbers of a task's calibration samples: a seeded draw from the train split, labels unseen.
+
+    Raises:
+        UserError: more samples asked for than the split has.
+    """
+    size = task.dataset.train_size
+    if not 1 <= count <= size:
+        raise UserError(f"{count} calibration samples asked for, task {task.task!r} has {size} training samples")
+    key = hashlib.sha256(f"{task.task}:{seed}".encode()).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(key[:7], "little"))
+    return [int(i) for i in torch.randperm(size, generator=generator)[:count]]
+
+
+def digest(ids: list[int]) -> str:
+    """SHA-256 of the calibration row numbers."""
+    return hashlib.sha256(",".join(map(str, ids)).encode()).hexdigest()
+
+
+def revision(spec: DatasetSpec) -> str:
+    """The pinned commit of a hub data set, or one SHA-256 over the files of a bundled one."""
+    if not spec.path.startswith("package:"):
+        return spec.revision or "unpinned"
+    files = sorted(Path(locate(spec.path)).glob("data/*.parquet"))
+    return hashlib.sha256(" ".join(f"{f.name}:{sha256(f)}" for f in files).encode()).hexdigest()

@@ -1,0 +1,61 @@
+"""What a run ran on: packages, machine, code revision."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import baselines
+import epmq
+
+PACKAGES = ("epmq", "torch", "open_clip_torch", "transformers", "datasets", "numpy", "scipy", "numba", "safetensors")
+
+
+def describe() -> dict[str, Any]:
+    """Environment for the manifest: packages, device, threads, git commit and whether it was dirty."""
+    commit = _git("rev-parse", "HEAD")
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": {name: _version(name) for name in PACKAGES},
+        "device": "cpu",
+        "dtype": "float32",
+        "threads": torch.get_num_threads(),
+        "cpus": os.cpu_count(),
+        "git_commit": commit,
+        "git_dirty": bool(_git("status", "--porcelain")) if commit else None,
+        "code": code_digest(),
+    }
+
+
+def code_digest() -> str:
+    """SHA-256 over the sources that compute numbers (``epmq`` and ``baselines``)."""
+    digest = hashlib.sha256()
+    for package in (epmq, baselines):
+        folder = Path(str(package.__file__)).parent
+        for file in sorted(folder.glob("*.py")):
+            digest.update(f"{folder.name}/{file.name}\0".encode() + file.read_bytes())
+    return digest.hexdigest()
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def _git(*arguments: str) -> str | None:
+    folder = Path(__file__).parent
+    try:
+        done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
