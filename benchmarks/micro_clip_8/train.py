@@ -10,7 +10,7 @@ reads only the data bundled beside this file:
    zero-shot head of the task's own prompts; text tower and projection stay those of the base.
 
 A tenth of each task's training split is held out here and only measures convergence; no test sample is
-read. Losses and held-out accuracies land in ``training_log.json`` beside the weights.
+read. Losses and held-out accuracies land in ``logs/`` beside the weights.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import math
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +81,7 @@ class Schedule:
 
 
 BASE = Schedule(steps=7000, batch=192, lr=1e-3, weight_decay=0.1, warmup=300)
-EXPERT = Schedule(steps=800, batch=128, lr=2e-4, weight_decay=0.1, warmup=80)
+EXPERT = Schedule(steps=800, batch=128, lr=3e-4, weight_decay=0.1, warmup=80)
 
 
 @dataclass
@@ -96,9 +97,9 @@ class Labelled:
         return Labelled(self.images[index], self.labels[index], self.names, self.templates)
 
 
-def load_train(folder: Path, names: list[str] | None, templates: list[str]) -> Labelled:
-    """The bundled train split of one data set, preprocessed but not normalised."""
-    data = load_dataset(str(folder), split="train")
+def load_split(folder: Path, names: list[str] | None, templates: list[str], split: str = "train") -> Labelled:
+    """A bundled split of one data set, preprocessed but not normalised."""
+    data = load_dataset(str(folder), split=split)
     resize = open_clip.image_transform(
         MODEL_CFG["vision_cfg"]["image_size"], is_train=False, mean=(0, 0, 0), std=(1, 1, 1)
     )
@@ -210,7 +211,7 @@ def optimise(
             tqdm.write(f"{name}: {log[-1]}")
             state = {"model": model.state_dict(), "optimiser": optimiser.state_dict()}
             state |= {"schedule": warm.state_dict(), "step": step + 1, "log": log}
-            atomically(checkpoint, lambda path, state=state: torch.save(state, path))
+            atomically(checkpoint, partial(torch.save, state))
     return log
 
 
@@ -274,8 +275,10 @@ def write_model(model: CLIP, tokenizer: PreTrainedTokenizerFast, config: dict[st
     atomically(out / "open_clip_model.safetensors", lambda p: save_file(tensors, p))
 
 
-def train_base(tasks: dict[str, Labelled], out: Path, work: Path, schedule: Schedule) -> list[dict[str, float]]:
-    broad = load_train(HERE / "data" / "quickdraw300", None, SKETCH_TEMPLATES)
+def train_base(
+    tasks: dict[str, Labelled], out: Path, work: Path, schedule: Schedule
+) -> list[dict[str, float]]:
+    broad = load_split(HERE / "data" / "quickdraw300", None, SKETCH_TEMPLATES)
     everything = [broad, *tasks.values()]
     corpus = [t.format(c=c) for d in everything for t in d.templates for c in d.names]
     raw = build_tokenizer(corpus)
@@ -284,7 +287,8 @@ def train_base(tasks: dict[str, Labelled], out: Path, work: Path, schedule: Sche
 
     def tokenizer(texts: list[str]) -> Tensor:
         length = config["text_cfg"]["context_length"]
-        return raw(texts, return_tensors="pt", max_length=length, padding="max_length", truncation=True).input_ids
+        padded = raw(texts, max_length=length, padding="max_length", truncation=True)
+        return torch.tensor(padded.input_ids)
 
     with torch.random.fork_rng():
         torch.manual_seed(SEED)
@@ -336,26 +340,30 @@ def train_expert(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, default=HERE / "models", help="where the weights go")
-    parser.add_argument("--work", type=Path, default=Path(".cache/train-micro"), help="checkpoints for resuming")
+    parser.add_argument(
+        "--work", type=Path, default=Path(".cache/train-micro"), help="checkpoints for resuming"
+    )
     parser.add_argument("--only", nargs="*", default=None, help="'base' and/or task names")
-    parser.add_argument("--scale", type=float, default=1.0, help="multiply every number of steps (for a trial)")
+    parser.add_argument(
+        "--scale", type=float, default=1.0, help="multiply every number of steps (for a trial)"
+    )
     options = parser.parse_args()
     suite = json.loads(SUITE_FILE.read_text())
     tasks = {
-        t["task"]: load_train(HERE / "data" / t["task"], t["class_names"], t["templates"]) for t in suite["tasks"]
+        t["task"]: load_split(HERE / "data" / t["task"], t["class_names"], t["templates"])
+        for t in suite["tasks"]
     }
 
     def scaled(s: Schedule) -> Schedule:
         return Schedule(max(1, int(s.steps * options.scale)), s.batch, s.lr, s.weight_decay, s.warmup)
 
-    log_file = options.out / "training_log.json"
-    log = json.loads(log_file.read_text()) if log_file.exists() else {}
-
     def note(name: str, entries: list[dict[str, float]]) -> None:
-        log[name] = entries
-        atomically(log_file, lambda p: p.write_text(json.dumps(log, indent=1) + "\n"))
+        text = json.dumps(entries, indent=1) + "\n"
+        atomically(options.out / "logs" / f"{name}.json", lambda p: p.write_text(text))
 
     if options.only is None or "base" in options.only:
         note("base", train_base(tasks, options.out, options.work, scaled(BASE)))
