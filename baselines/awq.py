@@ -7,16 +7,22 @@ with H = E[x x^T]; scoring with the problem's own Hessian serves both targets.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
+import numba
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from baselines.registry import baseline
-from epmq.grid import by_group, decode, encode, fit_grid
+from epmq.grid import by_group, fit_grid
 from epmq.problem import LayerProblem
 from epmq.spec import QuantSpec
+from epmq.threads import over_rows
 from epmq.weight import QuantizedWeight
 
+Array = NDArray[Any]
 SCALE_STEPS = 20  # exponents 0, 1/20, ..., 19/20, as the AWQ code searches
 CLIP_STEPS = 10  # ranges 1.0, 0.95, ..., 0.55: AWQ's max_shrink of 0.5 in steps of 1/20
 
@@ -31,21 +37,48 @@ def _input_scales(problem: LayerProblem) -> Iterator[Tensor]:
         yield scale.half().to(activation)
 
 
+@numba.njit(nogil=True, cache=True, error_model="numpy", fastmath={"reassoc"})  # type: ignore[untyped-decorator]
+def _least_error(
+    start: int,
+    stop: int,
+    weight: Array,
+    importance: Array,
+    scale: Array,
+    zero: Array,
+    max_code: float,
+    best: Array,
+) -> None:
+    """The trial grid of every group with the least weighted square error, for some rows.
+
+    ``weight``: (rows, groups, width); ``importance``: (groups, width); ``scale``, ``zero``: (trials, rows,
+    groups); ``best``: (rows, groups), written.
+    """
+    for row in range(start, stop):
+        for group in range(weight.shape[1]):
+            least = np.inf
+            for trial in range(len(scale)):
+                step, shift, total = scale[trial, row, group], zero[trial, row, group], 0.0
+                for column in range(weight.shape[2]):
+                    value = weight[row, group, column]
+                    code = min(max(np.rint(value / step) + shift, 0.0), max_code)
+                    total += ((code - shift) * step - value) ** 2 * importance[group, column]
+                if total < least:
+                    least = total
+                    best[row, group] = trial
+
+
 def _searched(problem: LayerProblem, spec: QuantSpec, input_scale: Tensor) -> QuantizedWeight:
     """The best clipped grid of every group for one set of input scales, by the diagonal of the objective."""
     weight = problem.centre * input_scale
     fitted_on = problem.reference * input_scale if spec.fit_scales_on == "merged" else weight
-    importance = by_group((problem.hessian.diagonal() / input_scale**2)[None], spec)
-    grouped, fitted = by_group(weight, spec), by_group(fitted_on, spec)
-    scale, zero = fit_grid(fitted, spec)
-    best = torch.full_like(scale, torch.inf)
-    for step in range(CLIP_STEPS):
-        trial, shift = fit_grid(fitted, spec, shrink=1 - step / (2 * CLIP_STEPS))
-        codes = encode(grouped, trial[..., None], shift[..., None], spec.max_code)
-        error = ((decode(codes, trial[..., None], shift[..., None]) - grouped) ** 2 * importance).sum(-1)
-        better = error < best
-        best = torch.where(better, error, best)
-        scale, zero = torch.where(better, trial, scale), torch.where(better, shift, zero)
+    importance = by_group((problem.hessian.diagonal() / input_scale**2)[None], spec)[0]
+    shrink = 1 - torch.arange(CLIP_STEPS).to(weight) / (2 * CLIP_STEPS)
+    scale, zero = fit_grid(by_group(fitted_on, spec), spec, shrink[:, None, None])
+    best = torch.zeros(scale.shape[1:], dtype=torch.int64)
+    arrays = (t.cpu().contiguous().numpy() for t in (by_group(weight, spec), importance, scale, zero))
+    work = 4 * CLIP_STEPS * weight.numel()
+    over_rows(_least_error, len(weight), work, *arrays, float(spec.max_code), best.numpy())
+    scale, zero = (t.gather(0, best.to(t.device)[None])[0] for t in (scale, zero))
     return QuantizedWeight.nearest(weight, scale, zero, spec, input_scale)
 
 
@@ -59,5 +92,5 @@ def _plain(problem: LayerProblem, spec: QuantSpec) -> QuantizedWeight:
 @baseline("awq", reference="arXiv:2306.00978", summary="activation-aware input scales and clip search")
 def awq(problem: LayerProblem, spec: QuantSpec) -> QuantizedWeight:
     """The candidate of the scale and clip search with the smallest objective."""
-    candidates = [_plain(problem, spec), *(_searched(problem, spec, s) for s in _input_scales(problem))]
+    candidates = (_plain(problem, spec), *(_searched(problem, spec, s) for s in _input_scales(problem)))
     return min(candidates, key=lambda found: problem.objective(found.dequantize()))

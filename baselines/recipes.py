@@ -6,13 +6,15 @@ E-PMQ is not a second code path: it is any registered rounding on the expert tar
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
-from baselines.registry import get, names
+from baselines.registry import names
 from epmq.calibration import Calibration, Target
 from epmq.errors import UserError, nearest
+
+IRRELEVANT = {"merged": ("mixing", "anchor", "anchor_scale"), "expert": ("damping",)}
 
 
 @dataclass(frozen=True)
@@ -31,22 +33,48 @@ class Recipe:
 
     def calibration(self, overrides: Mapping[str, Any]) -> Calibration:
         """The method's axes under the caller's overrides; raises UserError for a value out of range."""
-        return Calibration(**{**self.defaults, **overrides, "target": self.target, **self.fixed})
+        asked = Calibration(**{**self.defaults, **overrides, "target": self.target, **self.fixed})
+        plain = Calibration()  # axes that cannot change this target's numbers keep their defaults
+        return replace(asked, **{name: getattr(plain, name) for name in IRRELEVANT[self.target]})
 
 
 WEIGHTS = {"mixing": 0.0}  # reading A: the experts' weights on the model's inputs
-FEATURES = {"mixing": 1.0}  # reading B: the experts' own features
+# Reading B: the experts' own features. The mixing, and the default anchor of Calibration, are those that the
+# label-free search of benchmarks/tune.py found on micro-clip-8 (results/v1/micro-clip-8/tuning.md).
+FEATURES = {"mixing": 0.75}
 FAMILIAR = {
     recipe.name: recipe
     for recipe in (
-        Recipe("epmq", "gptq", "expert", "E-PMQ, reading A (experts' weights on the model's inputs), GPTQ", WEIGHTS),
+        Recipe(
+            "epmq",
+            "gptq",
+            "expert",
+            "E-PMQ, reading A (experts' weights on the model's inputs), GPTQ",
+            WEIGHTS,
+        ),
         Recipe("epmq-rtn", "rtn", "expert", "E-PMQ, reading A, rounded to nearest", WEIGHTS),
         Recipe("epmq-awq", "awq", "expert", "E-PMQ, reading A, rounded AWQ-style", WEIGHTS),
-        Recipe("epmq-no-anchor", "gptq", "expert", "ablation: reading A, no anchor", {**WEIGHTS, "anchor": 0.0}),
-        Recipe("epmq-features", "gptq", "expert", "E-PMQ, reading B (experts' own features), GPTQ", {}, FEATURES),
-        Recipe("epmq-features-no-anchor", "gptq", "expert", "ablation: reading B, no anchor", {"anchor": 0.0}, FEATURES),
+        Recipe(
+            "epmq-no-anchor", "gptq", "expert", "ablation: reading A, no anchor", {**WEIGHTS, "anchor": 0.0}
+        ),
+        Recipe(
+            "epmq-features", "gptq", "expert", "E-PMQ, reading B (experts' own features), GPTQ", {}, FEATURES
+        ),
+        Recipe(
+            "epmq-features-no-anchor",
+            "gptq",
+            "expert",
+            "ablation: reading B, no anchor",
+            {"anchor": 0.0},
+            FEATURES,
+        ),
     )
 }
+
+
+def familiar() -> dict[str, Recipe]:
+    """The familiar names, and every other registered rounding on the expert target."""
+    return {**FAMILIAR, **{recipe.name: recipe for recipe in map(_guided, names())}}
 
 
 def resolve(patterns: Iterable[str], targets: Iterable[Target]) -> list[Recipe]:
@@ -60,17 +88,25 @@ def resolve(patterns: Iterable[str], targets: Iterable[Target]) -> list[Recipe]:
     """
     found: dict[str, Recipe] = {}
     for pattern in patterns:
-        familiar = [r for name, r in FAMILIAR.items() if fnmatchcase(name, pattern)]
+        guided = [recipe for name, recipe in familiar().items() if fnmatchcase(name, pattern)]
         roundings = names(pattern)
-        if not familiar and not roundings:
-            raise UserError(f"method {pattern!r} is unknown{nearest(pattern, [*FAMILIAR, *names()])}")
-        for recipe in [*familiar, *(_with_target(r, t) for r in roundings for t in targets)]:
+        if not guided and not roundings:
+            raise UserError(f"method {pattern!r} is unknown{nearest(pattern, [*familiar(), *names()])}")
+        for recipe in [*guided, *(_with_target(r, t) for r in roundings for t in targets)]:
             found[recipe.name] = recipe
     return list(found.values())
 
 
 def _with_target(rounding: str, target: Target) -> Recipe:
-    if target == "merged":
-        return Recipe(rounding, rounding, target, get(rounding).summary)
+    return _guided(rounding) if target == "expert" else Recipe(rounding, rounding, target, "")
+
+
+def _guided(rounding: str) -> Recipe:
+    """A rounding on the expert target, by its familiar name where it has one."""
     name = "epmq" if rounding == "gptq" else f"epmq-{rounding}"
-    return FAMILIAR.get(name) or Recipe(name, rounding, target, f"E-PMQ, reading A, rounded by {rounding}", WEIGHTS)
+    recipe = FAMILIAR.get(name)
+    if recipe and recipe.rounding != rounding:
+        raise UserError(
+            f"baseline {rounding!r} on the expert target would be {name!r}, which is taken; rename it"
+        )
+    return recipe or Recipe(name, rounding, "expert", f"E-PMQ, reading A, rounded by {rounding}", WEIGHTS)

@@ -15,8 +15,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cache
-from importlib.metadata import entry_points
 
+from epmq import plugins
 from epmq.errors import UserError, choose
 from epmq.problem import LayerProblem
 from epmq.spec import QuantSpec
@@ -63,14 +63,7 @@ def _discover() -> None:
     package = importlib.import_module("baselines")
     for module in sorted(m.name for m in pkgutil.iter_modules(package.__path__)):
         importlib.import_module(f"baselines.{module}")
-    for point in entry_points(group=ENTRY_POINT_GROUP):
-        try:
-            point.load()
-        except UserError:
-            raise
-        except Exception as error:  # whatever a stranger's module raises must not read as our fault
-            plug_in = f"baseline plug-in {point.name!r} ({point.value})"
-            raise UserError(f"{plug_in} cannot be loaded: {error}; repair or uninstall it") from error
+    plugins.load(ENTRY_POINT_GROUP)
 
 
 def names(pattern: str = "*") -> list[str]:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Literal
 
 from epmq.errors import UserError, choose
-from epmq.moments import Moments, TaskWeight
-from epmq.problem import AnchorScale, LayerProblem
+
+if TYPE_CHECKING:  # the command line describes these axes without waiting for torch
+    from epmq.moments import TaskWeight
+    from epmq.problem import AnchorScale
 
 Target = Literal["merged", "expert"]
 Source = Literal["merged", "quantised", "expert"]
@@ -37,7 +37,7 @@ class Calibration:
     target: Target = "merged"
     source: Source = "quantised"
     mixing: float = 0.0
-    anchor: float = 0.01
+    anchor: float = 0.001
     anchor_scale: AnchorScale = "relative"
     task_weight: TaskWeight = "uniform"
     damping: float = 0.01
@@ -56,17 +56,11 @@ class Calibration:
                 raise UserError(f"{name} {getattr(self, name)} is out of range; give a number from 0 to 1")
         for name in ("anchor", "damping"):
             if not 0 <= getattr(self, name) < float("inf"):
-                raise UserError(f"{name} {getattr(self, name)} is out of range; give a finite number, 0 or more")
+                raise UserError(
+                    f"{name} {getattr(self, name)} is out of range; give a finite number, 0 or more"
+                )
 
     @property
     def follows_experts(self) -> bool:
         """Whether each expert's own stream is walked beside the model's."""
         return self.source == "expert" or (self.target == "expert" and self.mixing > 0)
-
-    def problem(self, weight: Tensor, moments: Moments) -> LayerProblem:
-        """The layer problem of W_m ``(rows, columns)`` and its moments."""
-        if self.target == "merged":
-            return LayerProblem.from_moments(weight, moments, target="merged", ridge=self.damping)
-        return LayerProblem.from_moments(
-            weight, moments, target="expert", ridge=self.anchor, ridge_scale=self.anchor_scale
-        )

@@ -109,7 +109,9 @@ def check_expert(base: Mapping[str, Tensor], expert: Mapping[str, Tensor], where
             continue
         for owner, tensor in ((where, theirs), ("base", ours)):
             if not bool(torch.isfinite(tensor).all()):
-                raise UserError(f"{owner}: tensor {name!r} holds NaN or Inf; the checkpoint is damaged, get it again")
+                raise UserError(
+                    f"{owner}: tensor {name!r} holds NaN or Inf; the checkpoint is damaged, get it again"
+                )
         differs = differs or not torch.equal(ours.float(), theirs.float())
     if not differs:
         raise UserError(f"{where}: every tensor equals the base's; {remedy}")

@@ -53,4 +53,5 @@ def decode(codes: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
 
 def by_group(weight: Tensor, spec: QuantSpec) -> Tensor:
     """View ``(rows, columns)`` as ``(rows, groups, columns per group)``."""
-    return weight.unflatten(1, (-1, spec.columns_per_group(weight.shape[1])))
+    rows, columns = weight.shape
+    return weight.reshape(rows, -1, spec.columns_per_group(columns))

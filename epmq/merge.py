@@ -1,23 +1,26 @@
 """Merging as pure functions, streamed tensor by tensor.
 
-A checkpoint is any mapping from tensor names to tensors (a dict, or :class:`epmq.checkpoint.LazyCheckpoint`).
+A checkpoint is any mapping from names to tensors: a dict, or :class:`epmq.checkpoint.LazyCheckpoint`.
 Every method yields ``(name, tensor)`` in the base's order; arithmetic is float32; tensors that are not
-floating point (an old ``position_ids`` buffer) are the base's. Semantics follow FusionBench (commit 54c9e8c9).
+floating point (an old ``position_ids`` buffer) are the base's. Semantics follow FusionBench, commit 54c9e8c9.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from epmq import plugins
 from epmq.errors import UserError, choose
 
 Checkpoint = Mapping[str, Tensor]
 Merge = Callable[..., Iterator[tuple[str, Tensor]]]
 MERGES: dict[str, Merge] = {}
+ENTRY_POINT_GROUP = "epmq.merges"  # of packages that add merging methods; the value names their module
 
 
 def merge_method(name: str) -> Callable[[Merge], Merge]:
@@ -32,9 +35,20 @@ def merge_method(name: str) -> Callable[[Merge], Merge]:
     return register
 
 
+@cache
+def _discover() -> None:
+    plugins.load(ENTRY_POINT_GROUP)
+
+
+def known() -> dict[str, Merge]:
+    """Every merging method by name, those of installed plug-ins included."""
+    _discover()
+    return MERGES
+
+
 def merge(name: str, base: Checkpoint, experts: Sequence[Checkpoint], **options: Any) -> dict[str, Tensor]:
     """All tensors of a named merge; raises UserError for an unknown name or no experts."""
-    choose("merge", name, MERGES)
+    choose("merge", name, known())
     if not experts:
         raise UserError("merging needs at least one expert")
     return dict(MERGES[name](base, experts, **options))

@@ -45,9 +45,8 @@ class Moments:
         choose("task weight", task_weight, ("uniform", "frobenius"))
         _require("weight", weight, None)
         rows, columns = weight.shape
-        zeros = weight.new_zeros
-        wide = {"dtype": torch.float64}
-        return cls(zeros(columns, columns, **wide), zeros(rows, columns, **wide), zeros(rows, columns, **wide), task_weight)
+        square, wide = (weight.new_zeros(n, columns, dtype=torch.float64) for n in (columns, rows))
+        return cls(square, wide, wide.clone(), task_weight)
 
     def add(self, gram: Tensor, expert_weight: Tensor | None = None, cross: Tensor | None = None) -> float:
         """Fold one task: its Gram matrix, its expert's weight and its cross moment E[x~ x^T]; returns c_t.
@@ -89,7 +88,11 @@ class Moments:
         if self.experts != self.tasks:
             return None
         weight = weight.to(self.gram)
-        return self.energy - 2 * float((weight * self.on_inputs).sum()) + float(((weight @ self.gram) * weight).sum())
+        return (
+            self.energy
+            - 2 * float((weight * self.on_inputs).sum())
+            + float(((weight @ self.gram) * weight).sum())
+        )
 
 
 def _require(what: str, tensor: Tensor, shape: tuple[int, ...] | None) -> None:

@@ -37,11 +37,15 @@ class _Attention(nn.Module):
         super().__init__()
         width = fused.embed_dim
         self.heads = fused.num_heads
-        self.in_proj, self.out_proj = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        # on "meta", because initial weights would be drawn from the global generator
+        self.in_proj = nn.Linear(width, 3 * width, device="meta")
+        self.out_proj = nn.Linear(width, width, device="meta")
         self.in_proj.weight, self.in_proj.bias = fused.in_proj_weight, fused.in_proj_bias
         self.out_proj.weight, self.out_proj.bias = fused.out_proj.weight, fused.out_proj.bias
 
-    def forward(self, q: Tensor, k: Tensor, v: Tensor, need_weights: bool, attn_mask: Tensor | None) -> tuple[Tensor]:
+    def forward(
+        self, q: Tensor, k: Tensor, v: Tensor, need_weights: bool, attn_mask: Tensor | None
+    ) -> tuple[Tensor]:
         parts = self.in_proj(q).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         mixed = F.scaled_dot_product_attention(parts[0], parts[1], parts[2], attn_mask=attn_mask)
         return (self.out_proj(mixed.transpose(1, 2).flatten(2)),)
@@ -68,8 +72,12 @@ def tower(visual: Any) -> Tower:
         UserError: not open_clip's plain vision transformer with class-token pooling.
     """
     pooling = getattr(visual, "pool_type", None)
-    if pooling != "tok" or getattr(visual, "attn_pool", None) is not None:
-        raise UserError(f"vision tower {type(visual).__name__} (pooling {pooling!r}) is not supported; need a CLIP ViT")
+    plain = pooling == "tok" and visual.attn_pool is None and visual.proj is not None
+    if not plain or not all(isinstance(b.attn, nn.MultiheadAttention) for b in visual.transformer.resblocks):
+        raise UserError(
+            f"vision tower {type(visual).__name__} (pooling {pooling!r}) is not supported; "
+            "need open_clip's plain ViT with class-token pooling"
+        )
     visual = copy.deepcopy(visual).float().eval().requires_grad_(False)
     blocks = list(visual.transformer.resblocks)
     for block in blocks:

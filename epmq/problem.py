@@ -82,7 +82,7 @@ class LayerProblem:
         cross: Iterable[Tensor] | None = None,
         *,
         task_weight: TaskWeight = "uniform",
-        anchor: float = 0.01,
+        anchor: float = 0.001,
         anchor_scale: AnchorScale = "relative",
     ) -> LayerProblem:
         """Round W*, the experts' targets anchored at W_m (E-PMQ).
@@ -126,7 +126,9 @@ class LayerProblem:
         if not moments.tasks:
             raise UserError("no calibration moments: give at least one Gram matrix")
         if target == "expert" and moments.experts != moments.tasks:
-            raise UserError(f"{moments.tasks} Gram matrices but {moments.experts} expert weights; give one per task")
+            raise UserError(
+                f"{moments.tasks} Gram matrices but {moments.experts} expert weights; give one per task"
+            )
         if not 0 <= ridge < math.inf:
             raise UserError(f"damping or anchor {ridge} must be a finite number, 0 or more")
         merged = weight.double()
@@ -180,7 +182,9 @@ def _positive_definite(gram: Tensor, ridge: float, mean: float) -> tuple[Tensor,
         if not failed and float(lower.diagonal().min()) ** 2 > LEAST_PIVOT * scale:
             break
     else:
-        raise UserError("the Gram matrices are far from positive semi-definite; give X X^T / n, columns by columns")
+        raise UserError(
+            "the Gram matrices are far from positive semi-definite; give X X^T / n, columns by columns"
+        )
     if extra:
         warnings.append(f"not positive definite: ridge {extra:g} of the mean diagonal added")
     return hessian, lower, tuple(warnings)
@@ -195,12 +199,13 @@ def _reversed_cholesky(hessian: Tensor) -> tuple[Tensor, bool]:
 def _solve(lower: Tensor, right: Tensor) -> Tensor:
     """``right @ hessian^-1`` for ``right`` ``(rows, columns)``, from the reversed factor of the Hessian."""
     half = torch.linalg.solve_triangular(lower.T, right.flip(1), upper=True, left=False)
-    return torch.linalg.solve_triangular(lower, half, upper=False, left=False).flip(1)
+    solved: Tensor = torch.linalg.solve_triangular(lower, half, upper=False, left=False)
+    return solved.flip(1)
 
 
 def _invert_lower(lower: Tensor) -> Tensor:
-    # scipy has LAPACK's triangular inverse; torch would solve against a full identity at three times the work.
+    # scipy has LAPACK's triangular inverse; torch would solve against an identity at three times the work.
     inverse, info = dtrtri(lower.cpu().numpy(), lower=1)
     if info:
-        raise UserError(f"a Hessian's factor is singular; raise the damping or the anchor")
+        raise UserError("a Hessian's factor is singular; raise the damping or the anchor")
     return torch.from_numpy(inverse).to(lower.device)

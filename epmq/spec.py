@@ -42,7 +42,9 @@ class QuantSpec:
         if not 2 <= self.bits <= 8:
             raise UserError(f"bits {self.bits} is out of range; give 2 to 8")
         if self.group_size is not None and self.group_size < 1:
-            raise UserError(f"group size {self.group_size} is not positive; leave it out for per-channel scales")
+            raise UserError(
+                f"group size {self.group_size} is not positive; leave it out for per-channel scales"
+            )
         if self.block_size < 1:
             raise UserError(f"block size {self.block_size} is not positive; 128 is the usual choice")
         choose("fit_scales_on", self.fit_scales_on, ("centre", "merged"))
@@ -50,11 +52,13 @@ class QuantSpec:
 
     @property
     def max_code(self) -> int:
-        return 2**self.bits - 1
+        return (1 << self.bits) - 1
 
     def columns_per_group(self, columns: int) -> int:
         """Group width for a layer with ``columns`` inputs; raises UserError when it does not divide."""
         size = self.group_size or columns
         if columns % size:
-            raise UserError(f"group size {size} does not divide a layer's {columns} input columns")
+            raise UserError(
+                f"group size {size} does not divide a layer's {columns} input columns; give a divisor"
+            )
         return size

@@ -43,7 +43,9 @@ class Tower(nn.Module):
         self.groups, self.keys, self.shared = tuple(groups), dict(keys), shared
         unmapped = [name for name, _ in self.named_parameters() if name not in self.keys]
         if unmapped:
-            raise UserError(f"parameter {unmapped[0]!r} has no checkpoint name; the adapter does not know this model")
+            raise UserError(
+                f"parameter {unmapped[0]!r} has no checkpoint name; the adapter does not know this model"
+            )
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Features ``(n, dim)``."""
@@ -64,14 +66,19 @@ class Tower(nn.Module):
             key = self.keys[name]
             if key in self.shared:
                 continue
-            if key not in checkpoint:
-                raise UserError(f"checkpoint has no tensor {key!r}; is it the same model?")
-            tensor = checkpoint[key]
-            if tensor.shape != parameter.shape:
-                raise UserError(f"tensor {key!r} is {tuple(tensor.shape)}, the model's is {tuple(parameter.shape)}")
-            parameter.copy_(tensor)
+            parameter.copy_(_fitting(checkpoint, key, parameter.shape))
 
     def load_all(self, checkpoint: Mapping[str, Tensor]) -> Tower:
         """Copy a whole checkpoint into this tower; returns it."""
         self.load(self, "", checkpoint)
         return self
+
+
+def _fitting(checkpoint: Mapping[str, Tensor], key: str, shape: torch.Size) -> Tensor:
+    try:
+        tensor = checkpoint[key]
+    except KeyError as error:
+        raise UserError(f"checkpoint has no tensor {key!r}; is it the same model?") from error
+    if tensor.shape != shape:
+        raise UserError(f"tensor {key!r} is {tuple(tensor.shape)}, the model's is {tuple(shape)}")
+    return tensor

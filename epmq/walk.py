@@ -77,7 +77,9 @@ def walk(
     Raises:
         UserError: tasks differ, a task has no sample, or no layer matches ``calibration.layers``.
     """
-    _check(tower, experts, inputs, calibration)
+    _check(experts, inputs)
+    chosen = layer_groups(tower, calibration.layers)
+    clock = time.perf_counter()
     streams = {task: _in_batches(tower.stem, x, batch_size) for task, x in inputs.items()}
     expert_streams = dict(streams)
     if calibration.follows_experts:
@@ -88,37 +90,52 @@ def walk(
     for index, block in enumerate(tower.blocks):
         source = block if calibration.source != "merged" else copy.deepcopy(block)
         scratch = copy.deepcopy(block)
-        groups = [g for g in tower.groups if fnmatchcase(_name(index, g), calibration.layers)]
+        groups = [group for where, group in chosen.values() if where == index]
         # Only inputs that see this block's quantised layers have to be gathered layer after layer.
-        stages = [[g] for g in groups] if calibration.source == "quantised" else [groups]
+        stages = [[g] for g in groups] if calibration.source == "quantised" else [groups] if groups else []
         for stage in stages:
-            start = time.perf_counter()
             gathered = {g: _Gathered.empty(block, g, calibration) for g in stage}
             for task, hidden in streams.items():
                 tower.load(scratch, f"blocks.{index}", experts[task])
                 pair = (source, hidden), (scratch, expert_streams[task])
                 _gather_task(gathered, pair, calibration, batch_size)
-            elapsed = (time.perf_counter() - start) / max(1, len(stage))
+            elapsed = (time.perf_counter() - clock) / len(stage)
             for group in stage:
-                yield _solve_group(_name(index, group), block, group, gathered[group], calibration, solve, elapsed)
+                yield _solve_group(
+                    _name(index, group), block, group, gathered[group], calibration, solve, elapsed
+                )
+            clock = time.perf_counter()
+        if index + 1 == len(tower.blocks):
+            return
         for task in streams:
-            streams[task] = _in_batches(source, streams[task], batch_size)
+            if calibration.source != "expert":
+                streams[task] = _in_batches(source, streams[task], batch_size)
             if calibration.follows_experts:
                 tower.load(scratch, f"blocks.{index}", experts[task])
                 expert_streams[task] = _in_batches(scratch, expert_streams[task], batch_size)
 
 
-def _check(
-    tower: Tower, experts: Mapping[str, Checkpoint], inputs: Mapping[str, Tensor], calibration: Calibration
-) -> None:
+def _check(experts: Mapping[str, Checkpoint], inputs: Mapping[str, Tensor]) -> None:
     if list(experts) != list(inputs):
-        raise UserError(f"experts are of tasks {list(experts)}, calibration inputs of {list(inputs)}; they must agree")
+        raise UserError(
+            f"experts are of tasks {list(experts)}, calibration inputs of {list(inputs)}; they must agree"
+        )
     for task, x in inputs.items():
         if not len(x):
-            raise UserError(f"task {task!r} has no calibration sample")
-    names = [_name(i, g) for i in range(len(tower.blocks)) for g in tower.groups]
-    if not any(fnmatchcase(name, calibration.layers) for name in names):
-        raise UserError(f"layers {calibration.layers!r} matches no layer; the first is {names[0]!r}")
+            raise UserError(f"task {task!r} has no calibration sample; give at least one")
+
+
+def layer_groups(tower: Tower, pattern: str = "*") -> dict[str, tuple[int, SharedInput]]:
+    """Block index and paths of every layer group whose name matches, by name, in the order of the walk.
+
+    Raises:
+        UserError: nothing matches.
+    """
+    named = {_name(i, group): (i, group) for i in range(len(tower.blocks)) for group in tower.groups}
+    found = {name: where for name, where in named.items() if fnmatchcase(name, pattern)}
+    if not found:
+        raise UserError(f"layers {pattern!r} matches no layer; the first is {next(iter(named))!r}")
+    return found
 
 
 def _name(index: int, group: SharedInput) -> str:
@@ -138,8 +155,15 @@ def _linears(block: nn.Module, group: SharedInput) -> list[nn.Linear]:
 def _stacked(block: nn.Module, group: SharedInput) -> tuple[Tensor, Tensor]:
     """Weights and biases of a group, stacked over output rows, float64."""
     layers = _linears(block, group)
-    biases = [torch.zeros(len(x.weight)) if x.bias is None else x.bias for x in layers]
-    return torch.cat([x.weight for x in layers]).double(), torch.cat(biases).double()
+    biases = [
+        layer.bias if _has_bias(layer) else layer.weight.new_zeros(len(layer.weight)) for layer in layers
+    ]
+    return torch.cat([layer.weight.detach() for layer in layers]).double(), torch.cat(biases).double()
+
+
+def _has_bias(layer: nn.Linear) -> bool:
+    """Whether a linear layer has a bias (torch's annotation says it always does)."""
+    return "bias" in dict(layer.named_parameters())
 
 
 @dataclass
@@ -153,7 +177,9 @@ class _Gathered:
     @classmethod
     def empty(cls, block: nn.Module, group: SharedInput, calibration: Calibration) -> _Gathered:
         weight, bias = _stacked(block, group)
-        return cls(Moments.empty(weight, calibration.task_weight), weight.new_zeros(weight.shape[1]), bias * 0)
+        return cls(
+            Moments.empty(weight, calibration.task_weight), weight.new_zeros(weight.shape[1]), bias * 0
+        )
 
 
 def _gather_task(
@@ -218,7 +244,9 @@ def _shrunk(gram: Tensor, off_diagonal: float) -> Tensor:
     return off_diagonal * gram + (1 - off_diagonal) * torch.diag(gram.diagonal())
 
 
-def _layer_inputs(block: nn.Module, hidden: Tensor, groups: Sequence[SharedInput]) -> dict[SharedInput, Tensor]:
+def _layer_inputs(
+    block: nn.Module, hidden: Tensor, groups: Sequence[SharedInput]
+) -> dict[SharedInput, Tensor]:
     """Inputs ``(tokens, columns)`` of each group's layers; the pass stops at the last one."""
     seen: dict[SharedInput, Tensor] = {}
 
@@ -253,15 +281,15 @@ def _solve_group(
     start = time.perf_counter()
     merged, bias = _stacked(block, group)
     moments = gathered.moments
-    problem = calibration.problem(merged, moments)
+    problem = _problem(merged, moments, calibration)
     solution = solve(problem)
-    quantised = isinstance(solution, QuantizedWeight)
     dense = solution.dequantize() if isinstance(solution, QuantizedWeight) else solution.float()
     if calibration.recalibrate == "bias":
         wanted = gathered.mean_target
         if calibration.target == "merged":
             wanted = merged @ gathered.mean_input + moments.weight_total * bias
-        bias = (wanted - dense.double() @ gathered.mean_input) / moments.weight_total
+        if moments.weight_total:  # all tasks weigh nothing where the inputs are all zero
+            bias = (wanted - dense.double() @ gathered.mean_input) / moments.weight_total
     _write(block, group, dense, bias)
     return LayerReport(
         name=name,
@@ -278,11 +306,19 @@ def _solve_group(
     )
 
 
+def _problem(merged: Tensor, moments: Moments, calibration: Calibration) -> LayerProblem:
+    if calibration.target == "merged":
+        return LayerProblem.from_moments(merged, moments, target="merged", ridge=calibration.damping)
+    return LayerProblem.from_moments(
+        merged, moments, target="expert", ridge=calibration.anchor, ridge_scale=calibration.anchor_scale
+    )
+
+
 def _write(block: nn.Module, group: SharedInput, weight: Tensor, bias: Tensor) -> None:
     start = 0
     for layer in _linears(block, group):
         rows = slice(start, start + len(layer.weight))
         layer.weight.copy_(weight[rows])
-        if layer.bias is not None:
+        if _has_bias(layer):
             layer.bias.copy_(bias[rows])
         start = rows.stop

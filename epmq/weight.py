@@ -48,9 +48,13 @@ class QuantizedWeight:
         if self.scale.dtype != getattr(torch, self.spec.scale_dtype):
             raise UserError(f"scales are {self.scale.dtype}, the spec stores {self.spec.scale_dtype}")
         if tuple(self.scale.shape) != grid or tuple(self.zero.shape) != grid:
-            raise UserError(f"scale {tuple(self.scale.shape)} and zero {tuple(self.zero.shape)} must be {grid}")
+            raise UserError(
+                f"scale {tuple(self.scale.shape)} and zero {tuple(self.zero.shape)} must be {grid}"
+            )
         if self.codes.numel() and max(int(self.codes.max()), int(self.zero.max())) > self.spec.max_code:
-            raise UserError(f"a code or zero point exceeds {self.spec.max_code}, the largest of {self.spec.bits} bits")
+            raise UserError(
+                f"a code or zero point exceeds {self.spec.max_code}, the largest of {self.spec.bits} bits"
+            )
         if self.spec.symmetric and bool((self.zero != (self.spec.max_code + 1) // 2).any()):
             raise UserError("a symmetric grid has its zero point at the middle code")
         _require_positive("scales", self.scale)
@@ -64,7 +68,7 @@ class QuantizedWeight:
     def nearest(
         cls, weight: Tensor, scale: Tensor, zero: Tensor, spec: QuantSpec, input_scale: Tensor | None = None
     ) -> QuantizedWeight:
-        """Round ``(rows, columns)`` to the nearest point of a given grid, ``scale``/``zero`` ``(rows, groups)``."""
+        """Round ``(rows, columns)`` to the nearest codes on a grid of ``(rows, groups)`` scales and zeros."""
         codes = encode(by_group(weight, spec), scale[..., None], zero[..., None], spec.max_code).flatten(1)
         return cls.build(codes, scale, zero, spec, input_scale)
 
@@ -105,7 +109,12 @@ class QuantizedWeight:
         if self.input_scale is not None:
             tensors["input_scale"] = self.input_scale.contiguous()
         rows, columns = self.codes.shape
-        meta = {"rows": rows, "columns": columns, "bits": self.spec.bits, "group_size": self.spec.group_size or 0}
+        meta = {
+            "rows": rows,
+            "columns": columns,
+            "bits": self.spec.bits,
+            "group_size": self.spec.group_size or 0,
+        }
         return bytes(save_tensors(tensors, {k: str(v) for k, v in meta.items()}))
 
     @classmethod
@@ -127,7 +136,9 @@ class QuantizedWeight:
                 zero = unpack(tensors["zero"], spec.bits, (scale.shape[0], scale.shape[1]))
             return cls(codes, scale, zero, spec, tensors.get("input_scale"))
         except (SafetensorError, KeyError, IndexError, ValueError) as error:
-            raise UserError(f"not a packed quantised weight: {error}; write it again with to_bytes()") from error
+            raise UserError(
+                f"not a packed quantised weight: {error}; write it again with to_bytes()"
+            ) from error
 
 
 def _require_positive(what: str, values: Tensor) -> None:

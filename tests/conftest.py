@@ -9,16 +9,21 @@ os.environ.update(
     HF_DATASETS_OFFLINE="1",
     HF_HUB_DISABLE_TELEMETRY="1",
     TOKENIZERS_PARALLELISM="false",
+    OMP_NUM_THREADS="1",  # threads that spin for each other cost these small problems 30 times their work
 )
 
 import pickle
 import random
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import settings
+
+if TYPE_CHECKING:
+    from tests.tiny_suite import TinySuite, TinyVisual
 
 settings.register_profile("epmq", deadline=None, derandomize=True, database=None)
 settings.load_profile("epmq")
@@ -36,3 +41,22 @@ def _keeps_rng(request: pytest.FixtureRequest) -> Iterator[None]:
     yield
     if request.node.get_closest_marker("keeps_rng"):
         assert random_states() == before, "the test changed a global random state"
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> TinySuite:
+    """A complete suite in miniature, written once; tests work on copies or variants of it."""
+    import datasets  # a second or two, which only some tests have to wait for
+
+    from tests.tiny_suite import write_suite
+
+    datasets.disable_progress_bars()
+    datasets.config.HF_DATASETS_CACHE = tmp_path_factory.mktemp("datasets-cache")
+    return write_suite(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture
+def tiny_visual() -> TinyVisual:
+    from tests.tiny_suite import make_visual
+
+    return make_visual()
