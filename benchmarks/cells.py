@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import collections
 import hashlib
 import inspect
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+import torch
+
 from baselines.recipes import FAMILIAR, Recipe, resolve
 from epmq.calibration import Calibration, Target
-from epmq.errors import UserError, choose, nearest
-from epmq.merge import MERGES
+from epmq.errors import UserError, choose
+from epmq.merge import known
 from epmq.spec import QuantSpec
 
 CONTROLS = {
@@ -29,22 +33,32 @@ UNMERGED = ("zero-shot", "experts")
 PER_BITS = ("regmean-gptq", "featcal-gptq")  # controls that exist once per bit width
 # RegMean (Jin et al. 2023, arXiv 2212.09849) as FusionBench runs it on CLIP: inputs from the experts' own
 # streams, off-diagonal entries times 0.95, no ridge; all that is not a linear layer is the experts' mean.
-REGMEAN = {"source": "expert", "mixing": 0.0, "anchor": 0.0, "off_diagonal": 0.95}
+REGMEAN = {
+    "source": "expert",
+    "mixing": 0.0,
+    "anchor": 0.0,
+    "anchor_scale": "relative",
+    "off_diagonal": 0.95,
+    "task_weight": "uniform",
+    "recalibrate": "none",
+}
 
 
 @dataclass(frozen=True)
 class Cell:
     """One row: a merge, a method, its axes, the samples and the seed.
 
-    ``rounding`` is ``None`` for what is not quantised, ``calibration`` for what is not calibrated.
+    ``rounding`` is ``None`` for what is not quantised, ``calibration`` for what is not calibrated. Where the
+    centre of ``calibration`` is first put in place in full precision, ``then`` calibrates its rounding.
     """
 
     method: str
     kind: str
     merge: str | None
-    merge_options: Mapping[str, Any] = field(default_factory=dict)
+    merge_options: dict[str, Any] = field(default_factory=dict)
     rounding: str | None = None
     calibration: Calibration | None = None
+    then: Calibration | None = None
     spec: QuantSpec | None = None
     samples: int | None = None
     seed: int = 0
@@ -55,6 +69,8 @@ class Cell:
         parts: dict[str, Any] = {} if self.samples is None else {"samples": self.samples}
         for part in (self.calibration, self.spec):
             parts |= {} if part is None else asdict(part)
+        if self.then:
+            parts |= {f"then.{name}": value for name, value in asdict(self.then).items()}
         return parts
 
     @property
@@ -83,25 +99,43 @@ class Request:
     controls: Sequence[str]
     samples: int
     seed: int = 0
-    merge_options: Mapping[str, Any] = field(default_factory=dict)
-    calibration: Mapping[str, Any] = field(default_factory=dict)
-    spec: Mapping[str, Any] = field(default_factory=dict)
+    merge_options: dict[str, Any] = field(default_factory=dict)
+    calibration: dict[str, Any] = field(default_factory=dict)
+    spec: dict[str, Any] = field(default_factory=dict)
 
 
 def expand(request: Request) -> list[Cell]:
     """Every cell of a request, controls first; raises UserError for an unknown name or a bad value."""
     for name in request.merge:
-        choose("merge", name, MERGES)
+        choose("merge", name, known())
+    for name in request.target:
+        choose("target", name, ("merged", "expert"))
     for name in request.controls:
-        if name not in CONTROLS:
-            raise UserError(f"control {name!r} is unknown{nearest(name, CONTROLS)}")
+        choose("control", name, CONTROLS)
+    if request.seed < 0:
+        raise UserError(f"seed {request.seed} is negative; give 0 or more")
     recipes = resolve(request.method, request.target)
-    cells = [cell for name in CONTROLS if name in request.controls for cell in _general_control(request, name)]
+    cells = [
+        cell for name in CONTROLS if name in request.controls for cell in _general_control(request, name)
+    ]
     for merge in request.merge:
-        cells += [cell for name in CONTROLS if name in request.controls for cell in _control(request, name, merge)]
+        cells += [
+            cell for name in CONTROLS if name in request.controls for cell in _control(request, name, merge)
+        ]
         for bits in request.bits:
             cells += [_calibrated(request, "method", merge, recipe, bits) for recipe in recipes]
+    if not cells:
+        raise UserError("nothing is asked for; name a method and a merge, or a control")
+    _refuse_idle_options(request, cells)
     return cells
+
+
+def _refuse_idle_options(request: Request, cells: Iterable[Cell]) -> None:
+    """An option that no cell takes would be dropped without a word."""
+    taken = [item for cell in cells for item in (cell.axes | cell.merge_options).items()]
+    for name, value in (request.calibration | request.spec | request.merge_options).items():
+        if (name, value) not in taken and (f"then.{name}", value) not in taken:
+            raise UserError(f"{name} {value!r} changes no cell that is asked for; leave it out")
 
 
 def _general_control(request: Request, name: str) -> Iterable[Cell]:
@@ -125,17 +159,35 @@ def _control(request: Request, name: str, merge: str) -> Iterable[Cell]:
 
 
 def _calibrated(request: Request, kind: str, merge: str, recipe: Recipe, bits: int | None) -> Cell:
-    spec = None if bits is None else QuantSpec(bits, **request.spec)
-    rounding = recipe.rounding if spec else None
-    calibration = recipe.calibration(request.calibration)
-    options = _options(request, merge)
-    return Cell(recipe.name, kind, merge, options, rounding, calibration, spec, request.samples, request.seed)
+    calibration, then = recipe.calibration(request.calibration), None
+    if recipe.name in PER_BITS:
+        then = Recipe("gptq", "gptq", "merged", "").calibration(request.calibration)
+    return Cell(
+        recipe.name,
+        kind,
+        merge,
+        _options(request, merge),
+        rounding=None if bits is None else recipe.rounding,
+        calibration=calibration,
+        then=then,
+        spec=None if bits is None else QuantSpec(bits, **request.spec),
+        samples=request.samples,
+        seed=request.seed,
+    )
 
 
 def _options(request: Request, merge: str) -> dict[str, Any]:
     """The merge's options: what the command set, the method's own defaults for the rest."""
-    if merge not in MERGES:
+    if merge not in known():
         return {}
-    known = inspect.signature(MERGES[merge]).parameters
-    defaults = {n: p.default for n, p in known.items() if p.kind is p.KEYWORD_ONLY and p.default is not None}
-    return {name: request.merge_options.get(name, default) for name, default in defaults.items()}
+    parameters = inspect.signature(known()[merge]).parameters
+    options = {
+        name: request.merge_options.get(name, p.default)
+        for name, p in parameters.items()
+        if p.kind is p.KEYWORD_ONLY and p.default is not None
+    }
+    if wrong := [n for n, value in options.items() if isinstance(value, float) and not math.isfinite(value)]:
+        raise UserError(f"{merge}: {wrong[0]} {options[wrong[0]]} is not a finite number")
+    one = {"weight": torch.zeros(1)}
+    collections.deque(known()[merge](one, [one], **options), maxlen=0)  # so that it refuses them now
+    return options

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -33,53 +32,60 @@ class ClipModels:
         revisions: SHA-256 of every checkpoint file.
 
     Raises:
-        UserError: a checkpoint is missing, damaged, does not fit its base or differs from the suite's SHA-256.
+        UserError: a checkpoint is missing, damaged, does not fit its base or has another SHA-256.
     """
 
     def __init__(self, suite: Suite) -> None:
         folder = locate(suite.base)
+        files = {task.task: locate(task.expert) / EXPERT_FILE for task in suite.tasks}
+        for file in (folder / BASE_FILE, *files.values()):
+            LazyCheckpoint(file)  # all headers, before the first long look at a file
         self.revisions = {
             "base": _verified(suite, folder / BASE_FILE),
-            **{t.task: _verified(suite, locate(t.expert) / EXPERT_FILE) for t in suite.tasks},
+            "experts": {task: _verified(suite, file) for task, file in files.items()},
         }
-        name = f"local-dir:{folder}"
-        logging.getLogger().setLevel(logging.WARNING)
         self._model: Any
-        self._model, self.transform = _create(name)
-        self._tokenizer = open_clip.get_tokenizer(name)
+        self.transform: Transform
+        self._model, self.transform, self._tokenizer = _create(f"local-dir:{folder}")
         self.tower: Tower = vision_tower(self._model.visual)
-        self.base: Mapping[str, Tensor] = Without(LazyCheckpoint(folder / BASE_FILE, "visual."), self.tower.shared)
+        self.base: Mapping[str, Tensor] = Without(
+            LazyCheckpoint(folder / BASE_FILE, "visual."), self.tower.shared
+        )
         self.experts: dict[str, Mapping[str, Tensor]] = {}
-        for task in suite.tasks:
-            file = locate(task.expert) / EXPERT_FILE
-            self.experts[task.task] = Without(LazyCheckpoint(file), self.tower.shared)
-            check_expert(self.base, self.experts[task.task], str(file))
+        for task, file in files.items():
+            self.experts[task] = Without(LazyCheckpoint(file), self.tower.shared)
+            check_expert(self.base, self.experts[task], str(file))
 
     @torch.no_grad()
     def head(self, task: TaskSpec) -> Tensor:
-        """Zero-shot weights ``(classes, dim)``: normalise each prompt, average over templates, normalise again."""
+        """Zero-shot weights ``(classes, dim)``: normalise prompts, average, normalise again."""
         prompts = [t.replace("{c}", name) for name in task.class_names for t in task.templates]
         text = self._model.encode_text(self._tokenizer(prompts), normalize=True)
         return F.normalize(text.unflatten(0, (len(task.class_names), -1)).mean(1), dim=-1)
 
 
-def _create(name: str) -> tuple[Any, Transform]:
+def _create(name: str) -> tuple[Any, Transform, Any]:
     try:
-        model, transform = open_clip.create_model_from_pretrained(name, precision="fp32", return_transform=True)
-    except (FileNotFoundError, RuntimeError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"{name}: cannot be loaded by open_clip: {reason}; is the folder complete?") from error
-    return model.eval(), transform
+        with torch.random.fork_rng(devices=[]):  # open_clip draws weights before it loads them
+            model, transform = open_clip.create_model_from_pretrained(
+                name, precision="fp32", return_transform=True
+            )
+        tokenizer = open_clip.get_tokenizer(name)
+    except Exception as error:  # a folder that does not hold together fails in any of many places
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        raise UserError(
+            f"{name}: cannot be loaded by open_clip ({reason}); is the folder complete?"
+        ) from error
+    return model.eval(), transform, tokenizer
 
 
 def _verified(suite: Suite, file: Path) -> str:
     """SHA-256 of a checkpoint file, compared with the suite's where it names one."""
-    if not file.is_file():
-        raise UserError(f"{file}: no such checkpoint file; get the repository's large files or train them again")
     found = sha256(file)
-    relative = file.relative_to(PACKAGE).as_posix() if file.is_relative_to(PACKAGE) else str(file)
-    expected = suite.checkpoints.get(relative, found)
+    name = file.relative_to(PACKAGE).as_posix() if file.is_relative_to(PACKAGE) else str(file)
+    expected = suite.checkpoints.get(name, found)
     if found != expected:
-        LazyCheckpoint(file)  # says so if the file is damaged
-        raise UserError(f"{file}: SHA-256 is {found[:12]}..., the suite pins {expected[:12]}...; get the file again")
+        raise UserError(
+            f"{file}: SHA-256 is {found[:12]}..., the suite pins {expected[:12]}...; get the file again"
+        )
     return found

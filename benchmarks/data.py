@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import datasets
@@ -32,46 +32,58 @@ def open_split(task: TaskSpec, split: str) -> Dataset:
     """A split with its columns, labels and size checked against the suite.
 
     Raises:
-        UserError: the data cannot be loaded, a column is missing, the count differs or a label is out of range.
+        UserError: the data cannot be loaded, lack a column, differ in count or have a label out of range.
     """
     spec, where = task.dataset, f"{task.task} ({task.dataset.path}, {split})"
-    path = str(locate(spec.path)) if spec.path.startswith("package:") else spec.path
     try:
-        with _quiet():
-            data = load_dataset(path, spec.config, split=split, revision=spec.revision)
+        with _quietly():
+            data = load_dataset(str(locate(spec.path)), spec.config, split=split, revision=spec.revision)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        reason = " ".join(str(error).split())
+        reason = ": ".join(str(part).rstrip(".") for part in (error, error.__cause__) if part)
         raise UserError(f"data set {where} cannot be loaded: {reason}; check the path and split") from error
     for column in (spec.image_column, spec.label_column):
         if column not in data.column_names:
-            raise UserError(f"data set {where} has no column {column!r}, only {data.column_names}; correct the suite")
+            raise UserError(
+                f"data set {where} has no column {column!r}, only {data.column_names}; correct the suite"
+            )
     if not isinstance(data.features[spec.image_column], Image):
         raise UserError(f"data set {where}: column {spec.image_column!r} holds no images; correct the suite")
     expected = {spec.train_split: spec.train_size, spec.eval_split: spec.eval_size}[split]
     if len(data) != expected:
-        raise UserError(f"data set {where} has {len(data)} samples, the suite says {expected}; is it another version?")
+        raise UserError(
+            f"data set {where} has {len(data)} samples, the suite says {expected}; is it another version?"
+        )
     classes = len(task.class_names)
-    if outside := [label for label in data[spec.label_column] if not 0 <= label < classes]:
-        raise UserError(f"data set {where} has label {outside[0]}, outside 0..{classes - 1}; correct the class names")
+    for label in data[spec.label_column][:]:
+        if not isinstance(label, int) or not 0 <= label < classes:
+            raise UserError(
+                f"data set {where} has label {label!r}, outside 0..{classes - 1}; correct the class names"
+            )
     return data
 
 
-class _quiet:
-    """Silence the progress bars of ``datasets`` for the short local loads."""
-
-    def __enter__(self) -> None:
-        self._were_on = datasets.is_progress_bar_enabled()
-        datasets.disable_progress_bars()
-
-    def __exit__(self, *_: object) -> None:
-        if self._were_on:
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Without the progress bars of ``datasets``, for the short local loads."""
+    were_on = datasets.is_progress_bar_enabled()
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if were_on:
             datasets.enable_progress_bars()
 
 
 def tensors(data: Dataset, spec: DatasetSpec, transform: Transform) -> Labelled:
-    """Every sample, converted to RGB and preprocessed."""
-    images = [transform(image.convert("RGB")) for image in data[spec.image_column]]
-    return Labelled(torch.stack(images), torch.tensor([int(label) for label in data[spec.label_column]]))
+    """Every sample, converted to RGB and preprocessed; raises UserError for one that is not an image."""
+    images: list[Tensor] = []
+    try:
+        images.extend(transform(image.convert("RGB")) for image in data[spec.image_column])
+    except (OSError, SyntaxError, ValueError, AttributeError) as error:  # what Pillow raises, and None
+        raise UserError(
+            f"data set {spec.path}: sample {len(images)} is not an image: {error}; get the data again"
+        ) from error
+    return Labelled(torch.stack(images), torch.tensor([int(label) for label in data[spec.label_column][:]]))
 
 
 def sample_ids(task: TaskSpec, count: int, seed: int) -> list[int]:
@@ -82,7 +94,10 @@ def sample_ids(task: TaskSpec, count: int, seed: int) -> list[int]:
     """
     size = task.dataset.train_size
     if not 1 <= count <= size:
-        raise UserError(f"{count} calibration samples asked for, task {task.task!r} has {size} training samples")
+        raise UserError(
+            f"{count} calibration samples asked for, task {task.task!r} has {size} to draw from; "
+            f"give 1 to {size}"
+        )
     key = hashlib.sha256(f"{task.task}:{seed}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(key[:7], "little"))
     return [int(i) for i in torch.randperm(size, generator=generator)[:count]]
@@ -94,8 +109,9 @@ def digest(ids: list[int]) -> str:
 
 
 def revision(spec: DatasetSpec) -> str:
-    """The pinned commit of a hub data set, or one SHA-256 over the files of a bundled one."""
-    if not spec.path.startswith("package:"):
+    """The pinned commit of a hub data set, or one SHA-256 over the files of a local one."""
+    folder = locate(spec.path)
+    if not folder.is_dir():
         return spec.revision or "unpinned"
-    files = sorted(Path(locate(spec.path)).glob("data/*.parquet"))
-    return hashlib.sha256(" ".join(f"{f.name}:{sha256(f)}" for f in files).encode()).hexdigest()
+    files = {f.relative_to(folder).as_posix(): sha256(f) for f in sorted(folder.rglob("*.parquet"))}
+    return hashlib.sha256(" ".join(f"{name}:{found}" for name, found in files.items()).encode()).hexdigest()

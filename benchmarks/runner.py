@@ -6,33 +6,30 @@ import copy
 import resource
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from datetime import UTC, datetime
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from tqdm.auto import tqdm
 
 import baselines
-from benchmarks import data, environment
+from benchmarks import data, provenance
 from benchmarks.cells import Cell, Request, expand
 from benchmarks.clip import ClipModels
 from benchmarks.evaluate import correct
-from benchmarks.suites import Suite
+from benchmarks.suites import Suite, fingerprint
 from epmq.calibration import Calibration
-from epmq.errors import UserError
 from epmq.merge import merge
 from epmq.spec import QuantSpec
 from epmq.tower import Tower
-from epmq.walk import LayerReport, Solver, centre, walk
+from epmq.walk import LayerReport, Solver, centre, layer_groups, walk
 from results.folder import RunFolder
-from results.records import LayerResult, Manifest, Record, TaskResult
+from results.records import LayerResult, Record, TaskResult
 
 Correct = dict[str, NDArray[np.bool_]]
 
@@ -55,7 +52,8 @@ class Bench:
     def revisions(self) -> dict[str, Any]:
         """Every model and data set by hash or commit."""
         return {
-            "models": self.models.revisions,
+            "suite": fingerprint(self.suite),
+            **self.models.revisions,
             "datasets": {task.task: data.revision(task.dataset) for task in self.suite.tasks},
         }
 
@@ -109,10 +107,12 @@ class Bench:
         if cell.samples is not None:
             for task in self.suite.tasks:
                 data.sample_ids(task, cell.samples, cell.seed)
-        if cell.spec is not None:
-            block = self.models.tower.blocks[0]
-            for group in self.models.tower.groups:
-                cell.spec.columns_per_group(block.get_submodule(group[0]).weight.shape[1])  # type: ignore[arg-type, index, union-attr]
+        if cell.calibration is not None:
+            tower = self.models.tower
+            for index, group in layer_groups(tower, cell.calibration.layers).values():
+                weight = tower.blocks[index].get_parameter(f"{group[0]}.weight")
+                if cell.spec is not None:
+                    cell.spec.columns_per_group(weight.shape[1])
 
 
 class Computation:
@@ -122,57 +122,63 @@ class Computation:
         self.bench, self.cell = bench, cell
         self.seconds: dict[str, float] = {}
         self.layers: list[LayerReport] = []
+        self.warnings: set[str] = set()
 
     @contextmanager
     def timed(self, phase: str) -> Iterator[None]:
         start = time.perf_counter()
         yield
-        self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - start
+        self._spend(phase, time.perf_counter() - start)
+
+    def _spend(self, phase: str, seconds: float) -> None:
+        self.seconds[phase] = self.seconds.get(phase, 0.0) + seconds
 
     def run(self) -> Correct:
         """Per-sample correctness of every task."""
-        if self.cell.method == "experts":
-            towers = {t: self.bench.tower().load_all(e) for t, e in self.bench.models.experts.items()}
-        else:
-            towers = dict.fromkeys(self.bench.models.experts, self._model())
+        merged = None if self.cell.method == "experts" else self._model()
+        hits = {}
         with self.timed("evaluate"):
-            sets, heads = self.bench.test_sets, self.bench.heads
-            return {task: correct(tower, heads[task], sets[task]) for task, tower in towers.items()}
+            for task, expert in self.bench.models.experts.items():
+                tower = self.bench.tower().load_all(expert) if merged is None else merged
+                hits[task] = correct(tower, self.bench.heads[task], self.bench.test_sets[task])
+        return hits
 
     def _model(self) -> Tower:
+        """The cell's merge, calibrated and rounded."""
         cell = self.cell
         if cell.merge is None:
             return self.bench.tower()
         with self.timed("merge"):
-            regmean = cell.merge == "regmean"
-            tower = self.bench.merged("simple-average" if regmean else cell.merge, cell.merge_options)
-        if cell.calibration is None:
-            return tower
-        if regmean or cell.method == "featcal-gptq":  # two steps: first W* in full precision, then plain rounding
+            start = "simple-average" if cell.merge == "regmean" else cell.merge
+            tower = self.bench.merged(start, cell.merge_options)
+        if cell.then:
             self._walk(tower, cell.calibration, centre)
-            if cell.rounding:
-                self._walk(tower, Calibration(), self._solver())
-        else:
-            self._walk(tower, cell.calibration, self._solver() if cell.rounding else centre)
+        if cell.calibration:
+            self._walk(tower, cell.then or cell.calibration, self._solver() if cell.rounding else centre)
         return tower
 
     def _solver(self) -> Solver:
         assert self.cell.rounding is not None
-        return partial(_round, baselines.get(self.cell.rounding), self.cell.spec)
+        assert self.cell.spec is not None
+        return solver(baselines.get(self.cell.rounding), self.cell.spec)
 
-    def _walk(self, tower: Tower, calibration: Calibration, solve: Solver) -> None:
+    def _walk(self, tower: Tower, calibration: Calibration | None, solve: Solver) -> None:
         cell = self.cell
+        assert calibration is not None
         assert cell.samples is not None
         inputs = self.bench.calibration_inputs(cell.samples, cell.seed)
         steps = walk(tower, self.bench.models.experts, inputs, calibration, solve)
-        total = len(tower.blocks) * len(tower.groups)
+        total = len(layer_groups(tower, calibration.layers))
         self.layers = list(tqdm(steps, desc="  layers", total=total, leave=False, delay=2))
-        self.seconds["calibrate"] = self.seconds.get("calibrate", 0) + sum(x.calibrate_seconds for x in self.layers)
-        self.seconds["quantise"] = self.seconds.get("quantise", 0) + sum(x.solve_seconds for x in self.layers)
+        for layer in self.layers:
+            self._spend("calibrate", layer.calibrate_seconds)
+            self._spend("quantise", layer.solve_seconds)
+            self.warnings |= {f"{layer.name}: {warning}" for warning in layer.warnings}
 
 
-def _round(rounding: baselines.Baseline, spec: QuantSpec, problem: Any) -> Any:
-    return rounding(problem, spec)
+def solver(rounding: baselines.Baseline, spec: QuantSpec) -> Solver:
+    """A walk's solver that rounds every layer the same way."""
+    return lambda problem: rounding(problem, spec)
 
 
 def record(bench: Bench, cell: Cell, done: Computation, hits: Correct, experts: Record | None) -> Record:
@@ -180,7 +186,9 @@ def record(bench: Bench, cell: Cell, done: Computation, hits: Correct, experts: 
     values = {task: float(hit.mean()) for task, hit in hits.items()}
     bits = [x.packed_bits for x in done.layers if x.packed_bits is not None]
     sizes = [x.rows * x.columns for x in done.layers if x.packed_bits is not None]
-    normalised = [values[task] / result.value for task, result in experts.tasks.items()] if experts else []
+    normalised = []
+    if experts and all(result.value for result in experts.tasks.values()):
+        normalised = [values[task] / result.value for task, result in experts.tasks.items()]
     return Record(
         key=cell.key(bench.context),
         suite=bench.suite.name,
@@ -202,7 +210,7 @@ def record(bench: Bench, cell: Cell, done: Computation, hits: Correct, experts: 
         peak_memory_bytes=_peak_memory(),
         packed_bytes=(sum(bits) + 7) // 8 if bits else None,
         bits_per_weight=sum(bits) / sum(sizes) if bits else None,
-        warnings=tuple(sorted({f"{x.name}: {w}" for x in done.layers for w in x.warnings})),
+        warnings=tuple(sorted(done.warnings)),
     )
 
 
@@ -233,12 +241,14 @@ def run(suite: Suite, request: Request, out: Path, asked: dict[str, Any]) -> Run
         results.errors.ResultError: the folder belongs to another suite or cannot be written.
     """
     cells = expand(request)
+    provenance.refuse_unusable(out, suite)
     bench = Bench(suite)
     for cell in cells:
         bench.check(cell)
     keyed = {cell.key(bench.context): cell for cell in cells}
-    folder = RunFolder.open(out, _manifest(bench, keyed, request, asked), create=True)
-    _same_code(folder)
+    manifest = provenance.manifest(suite, bench.revisions, keyed, request, asked)
+    provenance.refuse_other_origin(out, manifest)
+    folder = RunFolder.open(out, manifest, create=True)
     finished = {r.key: r for r in folder.records()}
     experts = next((r for r in finished.values() if r.method == "experts"), None)
     todo = {key: cell for key, cell in keyed.items() if key not in finished}
@@ -252,29 +262,3 @@ def run(suite: Suite, request: Request, out: Path, asked: dict[str, Any]) -> Run
             experts = line
         folder.append(line, hits)
     return folder
-
-
-def _manifest(bench: Bench, keyed: Mapping[str, Cell], request: Request, asked: dict[str, Any]) -> Manifest:
-    listed = [
-        {"key": k, "kind": c.kind, "method": c.method, "merge": c.merge, "target": c.target, "bits": c.bits}
-        for k, c in keyed.items()
-    ]
-    ids = {t.task: data.sample_ids(t, request.samples, request.seed) for t in bench.suite.tasks}
-    return Manifest(
-        suite=bench.suite.name,
-        suite_version=bench.suite.version,
-        asked={**asked, "cells": listed},
-        environment=environment.describe(),
-        revisions=bench.revisions,
-        calibration={task: data.digest(rows) for task, rows in ids.items()},
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
-    )
-
-
-def _same_code(folder: RunFolder) -> None:
-    made_by, now = folder.manifest.environment.get("code"), environment.code_digest()
-    if made_by != now and folder.records():
-        raise UserError(
-            f"{folder.path}: its records were computed by another version of epmq or baselines; "
-            "choose another --out, or check out the version that made it"
-        )

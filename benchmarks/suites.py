@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
@@ -13,12 +15,16 @@ PACKAGE = Path(__file__).parent
 FOLDER = PACKAGE / "suites"
 
 
+Names = Annotated[list[str], Field(min_length=1)]
+Count = Annotated[int, Field(ge=1)]
+
+
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class DatasetSpec(_Strict):
-    """Where a task's samples come from; ``package:`` paths are bundled, others are hub ids."""
+    """Where a task's samples come from; ``package:`` paths are bundled, others are folders or hub ids."""
 
     path: str
     config: str | None
@@ -27,8 +33,8 @@ class DatasetSpec(_Strict):
     eval_split: str
     image_column: str
     label_column: str
-    train_size: int
-    eval_size: int
+    train_size: Count
+    eval_size: Count
     licence: str
 
 
@@ -38,8 +44,8 @@ class TaskSpec(_Strict):
     task: str
     dataset: DatasetSpec
     expert: str
-    class_names: list[str]
-    templates: list[str]
+    class_names: Names
+    templates: Names
 
     @field_validator("templates")
     @classmethod
@@ -72,8 +78,16 @@ class Suite(_Strict):
     base: str
     metric: str
     comparisons: dict[str, Comparison]
-    checkpoints: dict[str, str]  # SHA-256 of every bundled checkpoint file, by its path below the package
-    tasks: list[TaskSpec]
+    checkpoints: dict[str, str]  # SHA-256 of checkpoint files, by path (of bundled ones: below the package)
+    tasks: Annotated[list[TaskSpec], Field(min_length=1)]
+
+    @field_validator("tasks")
+    @classmethod
+    def _tasks_differ(cls, tasks: list[TaskSpec]) -> list[TaskSpec]:
+        names = [task.task for task in tasks]
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise ValueError(f"task {twice[0]!r} is there twice")
+        return tasks
 
 
 def names() -> list[str]:
@@ -83,22 +97,23 @@ def names() -> list[str]:
 
 def load(name: str) -> Suite:
     """A bundled suite by name, or a suite file by path; raises UserError for neither or a bad file."""
-    file = FOLDER / f"{name}.json"
-    if name.endswith(".json"):
-        file = Path(name)
-    if name not in names() and not file.is_file():
+    file = Path(name) if name.endswith(".json") else FOLDER / f"{name}.json"
+    if not name.endswith(".json") and name not in names():
         raise UserError(f"suite {name!r} is unknown{nearest(name, names())}")
     try:
         return Suite.model_validate_json(file.read_bytes())
+    except OSError as error:
+        raise UserError(f"{file}: cannot read the suite file: {error.strerror}; check the path") from error
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise UserError(f"{file}: field {where}: {first['msg']}; correct the suite file") from error
+        where = f"field {'.'.join(map(str, first['loc']))}: " if first["loc"] else ""
+        raise UserError(f"{file}: {where}{first['msg']}; correct the suite file") from error
 
 
 def locate(path: str) -> Path:
-    """A local path for a suite's ``package:`` path."""
-    return PACKAGE / path.removeprefix("package:")
+    """A path of a suite, where ``package:`` stands for this package's folder."""
+    bundled = path.removeprefix("package:")
+    return PACKAGE / bundled if bundled != path else Path(path)
 
 
 def options(suite: Suite, comparison: str) -> dict[str, Any]:
@@ -107,3 +122,9 @@ def options(suite: Suite, comparison: str) -> dict[str, Any]:
         known = suite.comparisons
         raise UserError(f"comparison {comparison!r} is unknown in {suite.name}{nearest(comparison, known)}")
     return suite.comparisons[comparison].model_dump()
+
+
+def fingerprint(suite: Suite) -> str:
+    """SHA-256 of what numbers depend on besides the suite's files: prompts, class names, splits, columns."""
+    tasks = [t.model_dump(exclude={"expert": True, "dataset": {"path", "licence"}}) for t in suite.tasks]
+    return hashlib.sha256(json.dumps(tasks, sort_keys=True).encode()).hexdigest()

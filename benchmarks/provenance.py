@@ -1,0 +1,93 @@
+"""Where a folder's numbers come from, and the refusal of folders whose numbers come from elsewhere."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from pydantic import JsonValue
+
+from benchmarks import data, environment
+from benchmarks.cells import Cell, Request
+from benchmarks.suites import Suite
+from epmq.errors import UserError
+from results.files import os_errors
+from results.folder import RunFolder
+from results.records import Manifest
+
+
+def refuse_unusable(out: Path, suite: Suite) -> None:
+    """Refuse a folder that cannot be written or is another suite's, before anything large is opened.
+
+    Raises:
+        results.errors.ResultError: with the reason.
+    """
+    with os_errors(out, "write results there"):
+        nearest = next(path for path in (out.absolute(), *out.absolute().parents) if path.exists())
+        if not nearest.is_dir():
+            raise OSError(errno.ENOTDIR, f"{nearest} is a file")
+        if not os.access(nearest, os.W_OK | os.X_OK):
+            raise OSError(errno.EACCES, os.strerror(errno.EACCES))
+        started = (out / "manifest.json").exists()
+    if started:
+        RunFolder.open(out, Manifest(suite=suite.name, suite_version=suite.version, created=""))
+
+
+def manifest(
+    suite: Suite,
+    revisions: dict[str, Any],
+    keyed: Mapping[str, Cell],
+    request: Request,
+    asked: dict[str, Any],
+) -> Manifest:
+    """What is asked for, with the code behind every cell, the environment and every revision."""
+    ids = {task.task: data.sample_ids(task, request.samples, request.seed) for task in suite.tasks}
+    return Manifest(
+        suite=suite.name,
+        suite_version=suite.version,
+        asked={**asked, "cells": [_listed(key, cell) for key, cell in keyed.items()]},
+        environment=environment.describe(),
+        revisions=revisions,
+        calibration={task: data.digest(rows) for task, rows in ids.items()},
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+
+
+def _listed(key: str, cell: Cell) -> dict[str, JsonValue]:
+    return {
+        "key": key,
+        "kind": cell.kind,
+        "method": cell.method,
+        "merge": cell.merge,
+        "target": cell.target,
+        "bits": cell.bits,
+        "code": environment.code_digest(cell.rounding),
+    }
+
+
+def refuse_other_origin(out: Path, wanted: Manifest) -> None:
+    """Refuse to add to a folder made from other checkpoints or data, or to trust cells made by other code.
+
+    Raises:
+        UserError: with what differs.
+    """
+    if not (out / "manifest.json").exists():
+        return
+    stored = RunFolder.open(out, wanted).manifest
+    for name, revision in wanted.revisions.items():
+        if stored.revisions.get(name) != revision:
+            raise UserError(
+                f"{out}: its results come from another revision of the {name} (see its manifest.json); "
+                "choose another --out"
+            )
+    code = {cell.key: (cell.model_extra or {}).get("code") for cell in stored.cells}
+    for cell in wanted.cells:
+        if code.get(cell.key, now := (cell.model_extra or {}).get("code")) != now:
+            raise UserError(
+                f"{out}: its {cell.method} cell was made by other code of epmq or of the method; "
+                "choose another --out, or check out the version that made it"
+            )
