@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ import open_clip
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from tqdm.auto import tqdm
 
 from benchmarks.data import Transform
 from benchmarks.suites import PACKAGE, Suite, TaskSpec, locate
@@ -42,7 +43,7 @@ class ClipModels:
             LazyCheckpoint(file)  # all headers, before the first long look at a file
         self.revisions = {
             "base": _verified(suite, folder / BASE_FILE),
-            "experts": {task: _verified(suite, file) for task, file in files.items()},
+            "experts": {task: _verified(suite, file) for task, file in _shown("hashing", files)},
         }
         self._model: Any
         self.transform: Transform
@@ -52,7 +53,7 @@ class ClipModels:
             LazyCheckpoint(folder / BASE_FILE, "visual."), self.tower.shared
         )
         self.experts: dict[str, Mapping[str, Tensor]] = {}
-        for task, file in files.items():
+        for task, file in _shown("checking", files):
             self.experts[task] = Without(LazyCheckpoint(file), self.tower.shared)
             check_expert(self.base, self.experts[task], str(file))
 
@@ -62,6 +63,11 @@ class ClipModels:
         prompts = [t.replace("{c}", name) for name in task.class_names for t in task.templates]
         text = self._model.encode_text(self._tokenizer(prompts), normalize=True)
         return F.normalize(text.unflatten(0, (len(task.class_names), -1)).mean(1), dim=-1)
+
+
+def _shown(action: str, files: dict[str, Path]) -> Iterable[tuple[str, Path]]:
+    """The items, with a bar when they take their time."""
+    return tqdm(files.items(), desc=f"{action} experts", leave=False, delay=2)
 
 
 def _create(name: str) -> tuple[Any, Transform, Any]:

@@ -89,5 +89,5 @@ def refuse_other_origin(out: Path, wanted: Manifest) -> None:
         if code.get(cell.key, now := (cell.model_extra or {}).get("code")) != now:
             raise UserError(
                 f"{out}: its {cell.method} cell was made by other code of epmq or of the method; "
-                "choose another --out, or check out the version that made it"
+                "choose another --out, delete this one or check out the version that made it"
             )

@@ -42,7 +42,7 @@ class Bench:
         self.models = ClipModels(suite)
         self._splits = {
             (task.task, split): data.open_split(task, split)
-            for task in suite.tasks
+            for task in tqdm(suite.tasks, desc="loading data", leave=False, delay=2)
             for split in (task.dataset.train_split, task.dataset.eval_split)
         }
         self._merges: dict[str, dict[str, Tensor]] = {}
@@ -84,7 +84,7 @@ class Bench:
         """Preprocessed calibration images per task; labels are not read."""
         if (samples, seed) not in self._calibration:
             found = {}
-            for task in self.suite.tasks:
+            for task in tqdm(self.suite.tasks, desc="decoding calibration images", leave=False, delay=2):
                 rows = self._splits[task.task, task.dataset.train_split]
                 ids = data.sample_ids(task, samples, seed)
                 found[task.task] = data.tensors(rows.select(ids), task.dataset, self.models.transform).images

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
@@ -39,14 +39,12 @@ class LayerProblem:
         hessian: ``(columns, columns)`` float64, symmetric positive definite.
         reference: ``(rows, columns)`` float64, W_m, for scales that are fitted on it.
         warnings: what was done to make the problem well posed (dead columns, added ridge).
-        reversed_factor: lower Cholesky factor of the index-reversed Hessian, when it is known already.
     """
 
     centre: Tensor
     hessian: Tensor
     reference: Tensor
     warnings: tuple[str, ...] = ()
-    reversed_factor: Tensor | None = field(default=None, repr=False)
 
     @classmethod
     def merged(
@@ -140,7 +138,16 @@ class LayerProblem:
             # W* - W_m = (sum_t c_t W_t E[x~ x^T] - W_m sum_t c_t G_t) H^-1: what no task says anything about
             # stays W_m, whether lambda or the extra ridge holds it there.
             centre = merged + _solve(lower, moments.target - merged @ moments.gram)
-        return cls(centre, hessian, merged, warnings, lower)
+        problem = cls(centre, hessian, merged, warnings)
+        vars(problem)["_reversed_factor"] = lower  # known already; the cached property need not compute it
+        return problem
+
+    @cached_property
+    def _reversed_factor(self) -> Tensor:
+        lower, failed = _reversed_cholesky(self.hessian)
+        if failed:
+            raise UserError("a layer's Hessian is not positive definite; raise the damping or the anchor")
+        return lower
 
     @cached_property
     def inverse_factor(self) -> Tensor:
@@ -149,12 +156,7 @@ class LayerProblem:
         With J the reversal of indices and J H J = L L^T, R = J L^-1 J: one Cholesky and one triangular
         inverse instead of the usual Cholesky, inverse, Cholesky.
         """
-        lower = self.reversed_factor
-        if lower is None:
-            lower, failed = _reversed_cholesky(self.hessian)
-            if failed:
-                raise UserError("a layer's Hessian is not positive definite; raise the damping or the anchor")
-        return _invert_lower(lower).flip(0, 1)
+        return _invert_lower(self._reversed_factor).flip(0, 1)
 
     def permuted_inverse_factor(self, order: Tensor) -> Tensor:
         """:attr:`inverse_factor` of the Hessian with its columns taken in ``order``."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -23,8 +24,6 @@ def over_rows(kernel: Callable[..., None], rows: int, work: int, *arguments: Any
         kernel(0, rows, *arguments)
         return
     with ThreadPoolExecutor(count) as pool:
-        parts = [
-            pool.submit(kernel, *part, *arguments) for part in zip(bounds, bounds[1:], strict=False)
-        ]
+        parts = [pool.submit(kernel, *part, *arguments) for part in pairwise(bounds)]
     for part in parts:
         part.result()

@@ -8,7 +8,6 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import binomtest
 
 from results.errors import ResultError
 from results.records import TaskResult
@@ -90,6 +89,8 @@ def mcnemar(a: Paired, b: Paired, *, alternative: Side = "two-sided") -> float:
     ResultError
         where `a` and `b` are not of the same samples.
     """
+    from scipy.stats import binomtest  # a second to import, which printing a table need not wait for
+
     only_b, _, only_a = (int(count) for count in paired_counts(a, b).sum(axis=0))
     if only_a + only_b == 0:
         return 1.0

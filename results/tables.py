@@ -13,10 +13,12 @@ import io
 import json
 import re
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from tabulate import tabulate
 
 from results.errors import ResultError
+from results.files import os_errors, write_atomically
 from results.folder import RunFolder
 from results.rows import Row, comparison
 
@@ -39,6 +41,17 @@ def render(folder: RunFolder, fmt: str) -> str:
         )
     rows = comparison(folder)
     return FORMATS[fmt](rows, sorted({task for row in rows for task in row.accuracy}))
+
+
+def save(folder: RunFolder) -> list[Path]:
+    """Write the table in every format beside the records, as `table.md` and so on; returns the paths."""
+    paths = []
+    for fmt in FORMATS:
+        path = folder.path / f"table.{'tex' if fmt == 'latex' else fmt}"
+        with os_errors(folder.path, f"write {path.name} there"):
+            write_atomically(path, render(folder, fmt).encode())
+        paths.append(path)
+    return paths
 
 
 def _markdown(rows: Sequence[Row], tasks: Sequence[str]) -> str:

@@ -15,6 +15,7 @@ os.environ.update(
 import pickle
 import random
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -60,3 +61,15 @@ def tiny_visual() -> TinyVisual:
     from tests.tiny_suite import make_visual
 
     return make_visual()
+
+
+@pytest.fixture
+def nothing_is_computed(tiny: TinySuite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A test that gets as far as computing a cell fails."""
+    import datasets
+
+    from benchmarks.runner import Computation
+
+    monkeypatch.setattr(Computation, "run", lambda _: pytest.fail("a cell was computed"))
+    # no data that were loaded before may answer for a file that the test has damaged
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")

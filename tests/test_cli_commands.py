@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from benchmarks.cli import main
+from benchmarks.runner import Computation
 from epmq.calibration import Calibration
 from results.folder import RunFolder
 from results.records import Manifest, Record, TaskResult
@@ -60,6 +61,20 @@ def test_run_overrides_the_comparison_and_records_what_was_asked(tiny: TinySuite
     assert (gptq.axes["damping"], epmq.axes["anchor"]) == (0.02, 0.2)
     asked = folder.manifest.asked
     assert (asked["method"], asked["anchor"], asked["suite"]) == (["gptq", "epmq"], 0.2, str(tiny.file))
+
+
+def test_an_interrupted_run_says_how_to_go_on(
+    tiny: TinySuite, tmp_path: Path, capsys: Output, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(_: Computation) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Computation, "run", interrupt)
+    assert main(["run", str(tiny.file), "--out", str(tmp_path)]) == 130
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last == "epmq: interrupted; finished cells are kept, run the same command again to go on"
+    assert main(["table", str(tmp_path)]) == 0
+    assert capsys.readouterr().out.count("not run") == 7
 
 
 @pytest.mark.parametrize("fmt", FORMATS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
@@ -182,6 +183,8 @@ def test_the_inverse_factor_is_the_textbook_one(columns: int) -> None:
     torch.testing.assert_close(factor, textbook_factor(problem.hessian), rtol=1e-8, atol=1e-8)
     bare = LayerProblem(problem.centre, problem.hessian, problem.reference)
     assert torch.equal(bare.inverse_factor, factor)
+    other = replace(problem, hessian=4 * problem.hessian)
+    torch.testing.assert_close(other.inverse_factor, factor / 2, rtol=1e-8, atol=1e-8)
 
 
 def test_the_inverse_factor_follows_the_column_order() -> None:
@@ -230,7 +233,8 @@ def test_an_ill_posed_hessian_is_mended_and_recorded(
     assert any("ridge" in warning for warning in problem.warnings)
     assert bool(torch.isfinite(problem.centre).all())
     assert bool(torch.isfinite(problem.inverse_factor).all())
-    assert bool(torch.isfinite(gptq(problem, QuantSpec()).dequantize()).all())
+    for act_order in (False, True):
+        assert bool(torch.isfinite(gptq(problem, QuantSpec(act_order=act_order)).dequantize()).all())
 
 
 def test_dead_columns_are_counted_and_keep_the_merged_weight() -> None:
@@ -245,6 +249,13 @@ def test_a_healthy_problem_has_no_warnings() -> None:
     at = layer(4, 24)
     assert guided(at, anchor=0.0).warnings == ()
     assert LayerProblem.merged(at.merged, at.grams, damping=0.0).warnings == ()
+
+
+def test_a_bare_hessian_that_is_not_definite_is_named() -> None:
+    at = layer(4, 6)
+    problem = LayerProblem(at.merged, torch.diag(torch.arange(6.0).double()), at.merged)
+    with pytest.raises(UserError, match="not positive definite; raise the damping or the anchor"):
+        gptq(problem, QuantSpec())
 
 
 def test_the_extra_ridge_is_an_anchor_so_the_identity_still_holds() -> None:

@@ -29,6 +29,7 @@ from epmq.checkpoint import sha256
 from epmq.open_clip_vision import tower
 from epmq.tower import Tower
 
+Described = dict[str, Any]  # the content of a suite file, or a part of it
 TASKS = {"fruit": ["apple", "pear", "fig"], "birds": ["crow", "owl"], "tools": ["saw", "axe", "hoe", "pick"]}
 TEMPLATES = ["a photo of {c}.", "a drawing of {c}."]
 TRAIN, TEST = 24, 40
@@ -71,7 +72,7 @@ class TinySuite:
     def expert(self, task: str) -> Path:
         return self.folder / "experts" / task / EXPERT_FILE
 
-    def variant(self, path: Path, edit: Callable[[dict[str, Any]], object]) -> Path:
+    def variant(self, path: Path, edit: Callable[[Described], object]) -> Path:
         """A changed copy of the suite file, at ``path``, over the same models and data."""
         described = json.loads(self.file.read_text())
         edit(described)
@@ -79,7 +80,12 @@ class TinySuite:
         return path
 
 
-def described(folder: Path) -> dict[str, Any]:
+def first_task(suite: Described) -> Described:
+    found: Described = suite["tasks"][0]
+    return found
+
+
+def described(folder: Path) -> Described:
     """The suite file's content."""
     files = [folder / "base" / BASE_FILE, *(folder / "experts" / task / EXPERT_FILE for task in TASKS)]
     return {
