@@ -31,9 +31,9 @@ def install(session: nox.Session, *extras: str) -> None:
 
 @nox.session
 def quickstart(session: nox.Session) -> None:
-    """Run the default comparison of the embedded suite and print its table; arguments go to `epmq run`."""
+    """Run the embedded suite's comparison at 4 bits and print its table; arguments go to `epmq run`."""
     install(session)
-    session.run("epmq", "run", "micro-clip-8", *session.posargs, "--out", str(QUICKSTART))
+    session.run("epmq", "run", "micro-clip-8", "--bits", "4", *session.posargs, "--out", str(QUICKSTART))
     session.run("epmq", "table", str(QUICKSTART), "--save")
 
 
