@@ -1,0 +1,87 @@
+"""``epmq run``: computes the cells of a comparison that a results folder lacks."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterable
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+# What needs torch is imported by the command itself, for it takes seconds.
+from benchmarks import suites
+from epmq.calibration import Calibration
+from epmq.spec import QuantSpec
+from results.cli_tables import report_problems
+
+CALIBRATION_AXES = {f.name: f.default for f in fields(Calibration) if f.name != "target"}
+SPEC_AXES = {f.name: f.default for f in fields(QuantSpec) if f.name != "bits"}
+MERGE_OPTIONS = ("scale", "keep")
+
+
+def add_to(commands: Any) -> None:
+    """Add the command to the parser's sub-commands."""
+    run = commands.add_parser(
+        "run",
+        help="compute the cells of a comparison that a results folder lacks",
+        description="Cross-product of merges, methods, targets and bits, with the controls. What is not "
+        "given comes from the suite's named comparison. After an interruption, run the same command again.",
+    )
+    run.add_argument("suite", help="a suite's name (see 'epmq list') or the path of a suite file")
+    run.add_argument("--out", type=Path, required=True, metavar="DIR", help="results folder, made if missing")
+    run.add_argument(
+        "--comparison", default="default", help="the suite's comparison to start from (default: default)"
+    )
+    run.add_argument("--merge", nargs="+", metavar="NAME")
+    run.add_argument(
+        "--method", nargs="+", metavar="NAME", help="roundings or familiar names; patterns allowed"
+    )
+    run.add_argument("--target", nargs="+", metavar="TARGET", help="of roundings: merged, expert")
+    run.add_argument("--bits", nargs="+", type=int, metavar="N", help="2 to 8")
+    run.add_argument("--controls", nargs="*", metavar="NAME", help="see 'epmq list'; no name leaves them out")
+    run.add_argument("--samples", type=int, metavar="N", help="calibration samples per task")
+    run.add_argument("--seed", type=int, default=0, help="draw of the calibration samples (default 0)")
+    axes = run.add_argument_group("axes that the paper leaves open (defaults in parentheses)")
+    for name, default in {**CALIBRATION_AXES, **SPEC_AXES}.items():
+        _add_axis(axes, name, default)
+    axes.add_argument("--scale", type=float, metavar="X", help="factor on the task vectors (0.3)")
+    axes.add_argument("--keep", type=float, metavar="X", help="TIES: share of entries kept (0.2)")
+    run.set_defaults(command=_run)
+
+
+def _add_axis(group: Any, name: str, default: Any) -> None:
+    flag = "--" + name.replace("_", "-")
+    if isinstance(default, bool):
+        group.add_argument(flag, action="store_true", default=None, help="(off)")
+    else:
+        kind = int if default is None else type(default)
+        group.add_argument(flag, type=kind, metavar=kind.__name__.upper(), help=f"({default})")
+
+
+def _run(options: argparse.Namespace) -> int:
+    suite = suites.load(options.suite)
+    chosen = suites.options(suite, options.comparison)
+    chosen |= {name: getattr(options, name) for name in chosen if getattr(options, name) is not None}
+    from benchmarks.cells import Request
+    from benchmarks.runner import run
+
+    request = Request(
+        **chosen,
+        seed=options.seed,
+        merge_options=_given(options, MERGE_OPTIONS),
+        calibration=_given(options, CALIBRATION_AXES),
+        spec=_given(options, SPEC_AXES),
+    )
+    asked = {k: v for k, v in vars(options).items() if k not in ("command", "out") and v is not None}
+    folder = run(suite, request, options.out, asked)
+    report_problems(folder)
+    print(
+        f"{len(folder.records())} cells in {folder.path}; 'epmq table {folder.path}' prints them",
+        file=sys.stderr,
+    )
+    return 0
+
+
+def _given(options: argparse.Namespace, names: Iterable[str]) -> dict[str, Any]:
+    return {name: getattr(options, name) for name in names if getattr(options, name) is not None}
