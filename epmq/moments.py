@@ -6,7 +6,7 @@ against the inputs, and the diagnostics of claim C3 (quantisation and expert-rel
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -77,6 +77,10 @@ class Moments:
         self.target += on_inputs if cross is None else scale * (expert_weight @ cross.to(self.gram))
         self.experts += 1
         return scale
+
+    def cpu(self) -> Moments:
+        """The same sums in the CPU's memory."""
+        return replace(self, gram=self.gram.cpu(), target=self.target.cpu(), on_inputs=self.on_inputs.cpu())
 
     def quantisation_deviation(self, weight: Tensor, merged: Tensor) -> float:
         """sum_t c_t E||(W_m - Q) x_t||^2 (claim C3: the deviation of low-bit reconstruction)."""

@@ -6,7 +6,7 @@ model; the walk, the merge and the evaluation know nothing else about architectu
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -71,6 +71,29 @@ class Tower(nn.Module):
     def load_all(self, checkpoint: Mapping[str, Tensor]) -> Tower:
         """Copy a whole checkpoint into this tower; returns it."""
         self.load(self, "", checkpoint)
+        return self
+
+    def merged_parameters(self) -> dict[str, nn.Parameter]:
+        """Every parameter that is not shared, by checkpoint name."""
+        pairs = ((self.keys[name], parameter) for name, parameter in self.named_parameters())
+        return {key: parameter for key, parameter in pairs if key not in self.shared}
+
+    @torch.no_grad()
+    def load_stream(self, tensors: Iterable[tuple[str, Tensor]]) -> Tower:
+        """Copy a checkpoint that comes tensor by tensor into this tower; returns it.
+
+        Names that are no parameters (old ``position_ids`` buffers) are passed over.
+
+        Raises:
+            UserError: a tensor is missing or has another shape.
+        """
+        wanted = self.merged_parameters()
+        for key, tensor in tensors:
+            if key in wanted:
+                parameter = wanted.pop(key)
+                parameter.copy_(_fitting({key: tensor}, key, parameter.shape))
+        if wanted:
+            _fitting({}, next(iter(wanted)), torch.Size())
         return self
 
 

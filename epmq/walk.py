@@ -181,6 +181,9 @@ class _Gathered:
             Moments.empty(weight, calibration.task_weight), weight.new_zeros(weight.shape[1]), bias * 0
         )
 
+    def cpu(self) -> _Gathered:
+        return _Gathered(self.moments.cpu(), self.mean_input.cpu(), self.mean_target.cpu())
+
 
 def _gather_task(
     gathered: Mapping[SharedInput, _Gathered],
@@ -279,7 +282,8 @@ def _solve_group(
     calibrate_seconds: float,
 ) -> LayerReport:
     start = time.perf_counter()
-    merged, bias = _stacked(block, group)
+    merged, bias = (tensor.cpu() for tensor in _stacked(block, group))
+    gathered = gathered.cpu()  # problems are posed and solved there, in float64, wherever the model is
     moments = gathered.moments
     problem = _problem(merged, moments, calibration)
     solution = solve(problem)

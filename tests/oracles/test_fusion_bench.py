@@ -1,17 +1,20 @@
-"""Merged towers are fusion-bench's, tensor by tensor, to float rounding."""
+"""Merged towers are fusion-bench's, tensor by tensor, to float rounding; from memory and from files."""
 
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from fusion_bench.method import SimpleAverageAlgorithm, TaskArithmeticAlgorithm, TiesMergingAlgorithm
 from fusion_bench.modelpool import BaseModelPool
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
+from epmq.checkpoint import LazyCheckpoint, prefix_of
 from epmq.merge import merge
 
 CONFIG = CLIPVisionConfig(
@@ -70,3 +73,40 @@ def test_the_merge_is_fusion_benchs(name: str, tasks: int, half: bool) -> None:
     states = [dict(expert.state_dict()) for expert in experts.values()]
     ours = merge(name.split(",")[0], dict(base.state_dict()), states, **our_options)
     torch.testing.assert_close(ours, theirs(algorithm(**their_options), base, experts), rtol=1e-6, atol=1e-6)
+
+
+def layout(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """As versions of transformers have stored a ``CLIPVisionModel``: the oldest with an integer buffer."""
+    named = {prefix + name.removeprefix("vision_model."): tensor for name, tensor in state.items()}
+    buffer = {f"{prefix}embeddings.position_ids": torch.arange(17)[None]} if prefix else {}
+    return {**{name: tensor.contiguous() for name, tensor in named.items()}, **buffer}
+
+
+@pytest.mark.parametrize("name", ["simple-average", "task-arithmetic", "ties"])
+@pytest.mark.parametrize("base_prefix", ["", "vision_model."], ids=["bare base", "prefixed base"])
+@pytest.mark.parametrize("half", [False, True], ids=["float32", "float16"])
+def test_checkpoints_of_both_key_layouts_merge_to_fusion_benchs(
+    name: str, base_prefix: str, half: bool, tmp_path: Path
+) -> None:
+    """The experts alternate between the layouts, whatever the base's."""
+    algorithm, their_options, our_options = ALGORITHMS[name]
+    base, experts = towers(4, half)
+    wanted = [key.removeprefix("vision_model.") for key in base.state_dict()]
+    opened = []
+    for number, tower in enumerate((base, *experts.values())):
+        prefix = ("", "vision_model.")[number % 2] if number else base_prefix
+        stored = layout(dict(tower.state_dict()), prefix)
+        if half and number:
+            stored = {key: x.half() if x.is_floating_point() else x for key, x in stored.items()}
+        file = tmp_path / f"{number}.safetensors"
+        save_file(stored, file)
+        found = prefix_of(LazyCheckpoint(file), wanted, str(file))
+        assert found == prefix
+        opened.append(LazyCheckpoint(file, found))
+    ours = merge(name, opened[0], opened[1:], **our_options)
+    expected = theirs(algorithm(**their_options), base, experts)
+    assert ours.keys() - {"embeddings.position_ids"} == set(wanted)
+    for key, tensor in expected.items():
+        torch.testing.assert_close(
+            ours[key.removeprefix("vision_model.")], tensor, rtol=1e-6, atol=1e-6, msg=key
+        )
