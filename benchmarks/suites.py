@@ -1,18 +1,24 @@
-"""Suites as data: ``benchmarks/suites/NAME.json``, or a path to a file of the same form."""
+"""Suites as data: ``benchmarks/suites/NAME.json``, or a path to a file of the same form.
+
+A task that several suites share is in ``benchmarks/tasks/NAME.json``; ``{"use": NAME, "expert": ID}`` in a
+suite is that task with the suite's own expert.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from epmq.errors import UserError, nearest
 
 PACKAGE = Path(__file__).parent
 FOLDER = PACKAGE / "suites"
+TASKS = PACKAGE / "tasks"
 
 
 Names = Annotated[list[str], Field(min_length=1)]
@@ -24,7 +30,10 @@ class _Strict(BaseModel):
 
 
 class DatasetSpec(_Strict):
-    """Where a task's samples come from; ``package:`` paths are bundled, others are folders or hub ids."""
+    """Where a task's samples come from; ``package:`` paths are bundled, others are folders or hub ids.
+
+    ``train_size`` is ``None`` where it is not known before the data set is pinned.
+    """
 
     path: str
     config: str | None
@@ -33,19 +42,40 @@ class DatasetSpec(_Strict):
     eval_split: str
     image_column: str
     label_column: str
-    train_size: Count
+    train_size: Count | None
     eval_size: Count
     licence: str
 
 
+class Source(_Strict):
+    """The public files that a task's facts were read from."""
+
+    repository: str
+    commit: str
+    paths: Names
+
+
 class TaskSpec(_Strict):
-    """One task: data, expert checkpoint, class names in label order and prompt templates with ``{c}``."""
+    """One task: data, expert checkpoint, class names in label order and prompt templates with ``{c}``.
+
+    ``notes`` say what is odd about the data and stays so.
+    """
 
     task: str
     dataset: DatasetSpec
     expert: str
     class_names: Names
     templates: Names
+    notes: list[str] = []
+    source: Source | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_shared(cls, given: Any) -> Any:
+        if not isinstance(given, dict) or "use" not in given:
+            return given
+        own = {name: value for name, value in given.items() if name != "use"}
+        return {**_shared_task(given["use"]), **own}
 
     @field_validator("templates")
     @classmethod
@@ -54,6 +84,15 @@ class TaskSpec(_Strict):
             if "{c}" not in template:
                 raise ValueError(f"template {template!r} lacks {{c}}, the place of the class name")
         return templates
+
+
+def _shared_task(name: Any) -> dict[str, Any]:
+    """The content of ``benchmarks/tasks/NAME.json``."""
+    known = sorted(file.stem for file in TASKS.glob("*.json"))
+    if name not in known:
+        raise ValueError(f"task {name!r} to use is unknown{nearest(str(name), known)}")
+    content: dict[str, Any] = json.loads((TASKS / f"{name}.json").read_bytes())
+    return content
 
 
 class Comparison(_Strict):
@@ -67,15 +106,53 @@ class Comparison(_Strict):
     controls: list[str]
 
 
+class TowerSpec(_Strict):
+    """The size of a vision transformer, for plans that are made before its checkpoint is here."""
+
+    image_size: Count
+    patch_size: Count
+    width: Count
+    layers: Count
+    mlp_width: Count
+
+    @property
+    def tokens(self) -> int:
+        return (self.image_size // self.patch_size) ** 2 + 1
+
+    @property
+    def parameters(self) -> int:
+        """Numbers that are merged: everything but the projection."""
+        d, m = self.width, self.mlp_width
+        block = 4 * (d * d + d) + (d * m + m) + (m * d + d) + 4 * d
+        return d + 3 * d * self.patch_size**2 + self.tokens * d + 4 * d + self.layers * block
+
+    @property
+    def flops(self) -> int:
+        """Floating-point operations of one image's forward pass: two per multiplication in the matrices."""
+        d, n = self.width, self.tokens
+        block = 2 * n * (4 * d * d + 2 * d * self.mlp_width) + 4 * n * n * d
+        return 2 * (n - 1) * d * 3 * self.patch_size**2 + self.layers * block
+
+
 class Suite(_Strict):
-    """A suite and its version; a change that can move a number takes a new version."""
+    """A suite and its version; a change that can move a number takes a new version.
+
+    Attributes:
+        image_processor: of a ``transformers`` suite, which of the two CLIP image processors (they resize
+            differently): ``slow`` works on Pillow images, ``fast`` on tensors.
+        tower: the base's size; ``None`` leaves a plan's estimates out.
+        rehearsal: its models and data are made-up stand-ins; its numbers are never results.
+    """
 
     name: str
     version: int = Field(ge=1)
     kind: Literal["clip"]
     description: str
-    library: Literal["open_clip"]
+    library: Literal["open_clip", "transformers"]
+    image_processor: Literal["slow", "fast"] | None = None
+    rehearsal: bool = False
     base: str
+    tower: TowerSpec | None = None
     metric: str
     comparisons: dict[str, Comparison]
     checkpoints: dict[str, str]  # SHA-256 of checkpoint files, by path (of bundled ones: below the package)
@@ -88,6 +165,14 @@ class Suite(_Strict):
         if twice := [name for name in names if names.count(name) > 1]:
             raise ValueError(f"task {twice[0]!r} is there twice")
         return tasks
+
+    @model_validator(mode="after")
+    def _processor_is_chosen(self) -> Suite:
+        if (self.library == "transformers") != (self.image_processor is not None):
+            raise ValueError(
+                "image_processor: a transformers suite needs slow or fast, an open_clip one has none"
+            )
+        return self
 
 
 def names() -> list[str]:
@@ -116,6 +201,11 @@ def locate(path: str) -> Path:
     return PACKAGE / bundled if bundled != path else Path(path)
 
 
+def on_hub(path: str) -> bool:
+    """Whether a path of a suite is a hub id, ``owner/name``, and no folder on this machine."""
+    return re.fullmatch(r"\w[\w.-]*/[\w.-]+", path) is not None and not Path(path).is_dir()
+
+
 def options(suite: Suite, comparison: str) -> dict[str, Any]:
     """The options of a named comparison; raises UserError for an unknown name."""
     if comparison not in suite.comparisons:
@@ -125,6 +215,8 @@ def options(suite: Suite, comparison: str) -> dict[str, Any]:
 
 
 def fingerprint(suite: Suite) -> str:
-    """SHA-256 of what numbers depend on besides the suite's files: prompts, class names, splits, columns."""
-    tasks = [t.model_dump(exclude={"expert": True, "dataset": {"path", "licence"}}) for t in suite.tasks]
-    return hashlib.sha256(json.dumps(tasks, sort_keys=True).encode()).hexdigest()
+    """SHA-256 of what numbers depend on besides the files: preprocessing, prompts, class names, splits."""
+    irrelevant: Any = {"expert": True, "notes": True, "source": True, "dataset": {"path", "licence"}}
+    described = [t.model_dump(exclude=irrelevant) for t in suite.tasks]
+    described.append({"library": suite.library, "image_processor": suite.image_processor})
+    return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
