@@ -1,97 +1,95 @@
-"""A CLIP suite's models: base with text tower, zero-shot heads, experts."""
+"""A CLIP suite's models: the base's image tower, zero-shot heads, experts."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
-import open_clip
-import torch
 from torch import Tensor
-from torch.nn import functional as F
 from tqdm.auto import tqdm
 
-from benchmarks.data import Transform
-from benchmarks.suites import PACKAGE, Suite, TaskSpec, locate
-from epmq.checkpoint import LazyCheckpoint, Without, check_expert, sha256
-from epmq.errors import UserError
-from epmq.open_clip_vision import tower as vision_tower
+from benchmarks import clip_open_clip, clip_transformers
+from benchmarks.clip_base import Base, Encode, merged_tensors, readable, zero_shot_head
+from benchmarks.preprocess import Preprocess
+from benchmarks.resolve import model_files
+from benchmarks.sources import Fetched, Sources
+from benchmarks.suites import Suite, TaskSpec
+from epmq.checkpoint import LazyCheckpoint, check_expert, check_finite
 from epmq.tower import Tower
 
 BASE_FILE = "open_clip_model.safetensors"
 EXPERT_FILE = "model.safetensors"
+T = TypeVar("T")
 
 
+class Heads:
+    """Zero-shot weights of a suite's tasks, all made at the first request; then the text tower is let go."""
+
+    def __init__(self, open_text: Callable[[], Encode], tasks: Sequence[TaskSpec]) -> None:
+        self._open_text: Callable[[], Encode] | None = open_text
+        self._tasks = tasks
+        self._made: dict[str, Tensor] = {}
+
+    def __call__(self, task: TaskSpec) -> Tensor:
+        """Weights ``(classes, dim)`` of a task, float32 with rows of length 1."""
+        if self._open_text is not None:
+            encode = self._open_text()
+            for each in _shown("encoding prompts", self._tasks):
+                self._made[each.task] = zero_shot_head(encode, each)
+            self._open_text = None
+        return self._made[task.task]
+
+
+@dataclass(frozen=True)
 class ClipModels:
     """Everything of a suite that is a model.
 
     Attributes:
-        tower: the base's vision tower.
+        tower: the base's image tower, float32 on the CPU.
         base: its merged tensors; ``experts``: the same tensors per task, read lazily.
-        transform: the eval preprocessing, a PIL image to ``(3, h, w)``.
-        revisions: SHA-256 of every checkpoint file.
-
-    Raises:
-        UserError: a checkpoint is missing, damaged, does not fit its base or has another SHA-256.
+        preprocess: a picture to the tower's input.
+        head: zero-shot weights ``(classes, dim)`` of a task.
+        revisions: of the base and of the expert of each task.
     """
 
-    def __init__(self, suite: Suite) -> None:
-        folder = locate(suite.base)
-        files = {task.task: locate(task.expert) / EXPERT_FILE for task in suite.tasks}
-        for file in (folder / BASE_FILE, *files.values()):
-            LazyCheckpoint(file)  # all headers, before the first long look at a file
-        self.revisions = {
-            "base": _verified(suite, folder / BASE_FILE),
-            "experts": {task: _verified(suite, file) for task, file in _shown("hashing", files)},
-        }
-        self._model: Any
-        self.transform: Transform
-        self._model, self.transform, self._tokenizer = _create(f"local-dir:{folder}")
-        self.tower: Tower = vision_tower(self._model.visual)
-        self.base: Mapping[str, Tensor] = Without(
-            LazyCheckpoint(folder / BASE_FILE, "visual."), self.tower.shared
-        )
-        self.experts: dict[str, Mapping[str, Tensor]] = {}
-        for task, file in _shown("checking", files):
-            self.experts[task] = Without(LazyCheckpoint(file), self.tower.shared)
-            check_expert(self.base, self.experts[task], str(file))
-
-    @torch.no_grad()
-    def head(self, task: TaskSpec) -> Tensor:
-        """Zero-shot weights ``(classes, dim)``: normalise prompts, average, normalise again."""
-        prompts = [t.replace("{c}", name) for name in task.class_names for t in task.templates]
-        text = self._model.encode_text(self._tokenizer(prompts), normalize=True)
-        return F.normalize(text.unflatten(0, (len(task.class_names), -1)).mean(1), dim=-1)
+    tower: Tower
+    base: Mapping[str, Tensor]
+    experts: dict[str, Mapping[str, Tensor]]
+    preprocess: Preprocess
+    head: Callable[[TaskSpec], Tensor]
+    revisions: dict[str, Any]
 
 
-def _shown(action: str, files: dict[str, Path]) -> Iterable[tuple[str, Path]]:
+def open_models(suite: Suite, sources: Sources) -> ClipModels:
+    """Open a suite's models; every expert is read once and checked against the base.
+
+    Raises:
+        UserError: a model is missing, damaged, not the pinned one, or an expert does not fit the base.
+    """
+    origin = sources.model(suite.base, model_files(suite, suite.base))
+    fetched = {t.task: sources.model(t.expert, model_files(suite, t.expert)) for t in suite.tasks}
+    base = _open_base(suite, origin)
+    opened: dict[str, Mapping[str, Tensor]] = {}
+    for task, found in fetched.items():  # all headers, before the first long look at a file
+        opened[task] = merged_tensors(readable(found.folder, found.files), base.tower, str(found.folder))
+    check_finite(base.tensors, suite.base)
+    for task, found in _shown("checking experts", list(fetched.items())):
+        check_expert(base.tensors, opened[task], str(found.folder))
+    revisions = {"base": origin.revision, "experts": {task: x.revision for task, x in fetched.items()}}
+    heads = Heads(base.open_text, suite.tasks)
+    return ClipModels(base.tower, base.tensors, opened, base.preprocess, heads, revisions)
+
+
+def _open_base(suite: Suite, origin: Fetched) -> Base:
+    weights = readable(origin.folder, origin.files)
+    LazyCheckpoint(weights)  # its header says more of a damaged file than a library does
+    if suite.library == "open_clip":
+        return clip_open_clip.open_base(origin.folder, weights)
+    assert suite.image_processor is not None
+    return clip_transformers.open_base(origin.folder, weights, suite.image_processor)
+
+
+def _shown(action: str, items: Sequence[T]) -> Iterable[T]:
     """The items, with a bar when they take their time."""
-    return tqdm(files.items(), desc=f"{action} experts", leave=False, delay=2)
-
-
-def _create(name: str) -> tuple[Any, Transform, Any]:
-    try:
-        with torch.random.fork_rng(devices=[]):  # open_clip draws weights before it loads them
-            model, transform = open_clip.create_model_from_pretrained(
-                name, precision="fp32", return_transform=True
-            )
-        tokenizer = open_clip.get_tokenizer(name)
-    except Exception as error:  # a folder that does not hold together fails in any of many places
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-        raise UserError(
-            f"{name}: cannot be loaded by open_clip ({reason}); is the folder complete?"
-        ) from error
-    return model.eval(), transform, tokenizer
-
-
-def _verified(suite: Suite, file: Path) -> str:
-    """SHA-256 of a checkpoint file, compared with the suite's where it names one."""
-    found = sha256(file)
-    name = file.relative_to(PACKAGE).as_posix() if file.is_relative_to(PACKAGE) else str(file)
-    expected = suite.checkpoints.get(name, found)
-    if found != expected:
-        raise UserError(
-            f"{file}: SHA-256 is {found[:12]}..., the suite pins {expected[:12]}...; get the file again"
-        )
-    return found
+    return tqdm(items, desc=action, leave=False, delay=2)

@@ -1,0 +1,66 @@
+"""What a library gives of a CLIP base model, and the zero-shot heads that its text tower makes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from benchmarks import cache
+from benchmarks.preprocess import Preprocess
+from benchmarks.suites import TaskSpec
+from epmq.checkpoint import PICKLES, LazyCheckpoint, prefix_of, weights_file
+from epmq.pickled import converted
+from epmq.tower import Tower
+
+Encode = Callable[[list[str]], Tensor]  # prompts to text features (n, dim), not normalised
+PROMPTS = 256  # encoded at a time
+
+
+@dataclass(frozen=True)
+class Base:
+    """A base model.
+
+    Attributes:
+        tensors: those of the image tower that are merged.
+        open_text: reads the text tower into memory, where it stays as long as the encoder is kept.
+    """
+
+    tower: Tower
+    tensors: Mapping[str, Tensor]
+    preprocess: Preprocess
+    open_text: Callable[[], Encode]
+
+
+def readable(folder: Path, names: Collection[str]) -> Path:
+    """The weights among the files ``names`` of a model folder; of a pickle the safetensors copy.
+
+    Raises:
+        UserError: there are none, or a pickle is damaged or needs code to run.
+    """
+    path = weights_file(folder, names)
+    return converted(path, cache.folder("converted")) if path.suffix in PICKLES else path
+
+
+def merged_tensors(weights: Path, tower: Tower, where: str) -> LazyCheckpoint:
+    """The tensors of ``tower`` that are merged, wherever in a checkpoint they are.
+
+    Raises:
+        UserError: the checkpoint is damaged or holds no such tower.
+    """
+    wanted = tower.merged_parameters()
+    prefix = prefix_of(LazyCheckpoint(weights), wanted, where)
+    return LazyCheckpoint(weights, prefix, without=tower.shared)
+
+
+@torch.no_grad()
+def zero_shot_head(encode: Encode, task: TaskSpec) -> Tensor:
+    """Zero-shot weights ``(classes, dim)``: normalise prompts, average over templates, normalise again."""
+    prompts = [t.replace("{c}", name) for name in task.class_names for t in task.templates]
+    parts = [encode(prompts[start : start + PROMPTS]) for start in range(0, len(prompts), PROMPTS)]
+    text = F.normalize(torch.cat(parts), dim=-1)
+    return F.normalize(text.unflatten(0, (len(task.class_names), -1)).mean(1), dim=-1)
