@@ -90,7 +90,10 @@ class Cell:
 
 @dataclass(frozen=True)
 class Request:
-    """What ``epmq run`` was asked for: a cross-product, and axes that override the defaults."""
+    """What ``epmq run`` was asked for: a cross-product, and axes that override the defaults.
+
+    ``seeds`` draw calibration samples; what is not calibrated is one cell, at seed 0.
+    """
 
     merge: Sequence[str]
     method: Sequence[str]
@@ -98,7 +101,7 @@ class Request:
     bits: Sequence[int]
     controls: Sequence[str]
     samples: int
-    seed: int = 0
+    seeds: Sequence[int] = (0,)
     merge_options: dict[str, Any] = field(default_factory=dict)
     calibration: dict[str, Any] = field(default_factory=dict)
     spec: dict[str, Any] = field(default_factory=dict)
@@ -112,8 +115,8 @@ def expand(request: Request) -> list[Cell]:
         choose("target", name, ("merged", "expert"))
     for name in request.controls:
         choose("control", name, CONTROLS)
-    if request.seed < 0:
-        raise UserError(f"seed {request.seed} is negative; give 0 or more")
+    if wrong := [seed for seed in request.seeds if seed < 0]:
+        raise UserError(f"seed {wrong[0]} is negative; give 0 or more")
     recipes = resolve(request.method, request.target)
     cells = [
         cell for name in CONTROLS if name in request.controls for cell in _general_control(request, name)
@@ -123,7 +126,8 @@ def expand(request: Request) -> list[Cell]:
             cell for name in CONTROLS if name in request.controls for cell in _control(request, name, merge)
         ]
         for bits in request.bits:
-            cells += [_calibrated(request, "method", merge, recipe, bits) for recipe in recipes]
+            for recipe in recipes:
+                cells += _calibrated(request, "method", merge, recipe, bits)
     if not cells:
         raise UserError("nothing is asked for; name a method and a merge, or a control")
     _refuse_idle_options(request, cells)
@@ -141,39 +145,41 @@ def _refuse_idle_options(request: Request, cells: Iterable[Cell]) -> None:
 def _general_control(request: Request, name: str) -> Iterable[Cell]:
     """Controls that no merge belongs to."""
     if name in UNMERGED:
-        yield Cell(name, "control", None, seed=request.seed)
+        yield Cell(name, "control", None)
     elif name.startswith("regmean"):
         recipe = Recipe(name, "gptq", "expert", CONTROLS[name], REGMEAN)
         for bits in request.bits if name in PER_BITS else [None]:
-            yield _calibrated(request, "control", "regmean", recipe, bits)
+            yield from _calibrated(request, "control", "regmean", recipe, bits)
 
 
 def _control(request: Request, name: str, merge: str) -> Iterable[Cell]:
     """Controls that exist for every merge."""
     if name == "merged":
-        yield Cell(name, "control", merge, _options(request, merge), seed=request.seed)
+        yield Cell(name, "control", merge, _options(request, merge))
     elif name in ("epmq-fp", "epmq-features-fp", "featcal-gptq"):
         of = FAMILIAR["epmq" if name == "epmq-fp" else "epmq-features"]
         for bits in request.bits if name in PER_BITS else [None]:
-            yield _calibrated(request, "control", merge, replace(of, name=name), bits)
+            yield from _calibrated(request, "control", merge, replace(of, name=name), bits)
 
 
-def _calibrated(request: Request, kind: str, merge: str, recipe: Recipe, bits: int | None) -> Cell:
+def _calibrated(request: Request, kind: str, merge: str, recipe: Recipe, bits: int | None) -> Iterable[Cell]:
+    """The cell of each seed."""
     calibration, then = recipe.calibration(request.calibration), None
     if recipe.name in PER_BITS:
         then = Recipe("gptq", "gptq", "merged", "").calibration(request.calibration)
-    return Cell(
-        recipe.name,
-        kind,
-        merge,
-        _options(request, merge),
-        rounding=None if bits is None else recipe.rounding,
-        calibration=calibration,
-        then=then,
-        spec=None if bits is None else QuantSpec(bits, **request.spec),
-        samples=request.samples,
-        seed=request.seed,
-    )
+    for seed in request.seeds:
+        yield Cell(
+            recipe.name,
+            kind,
+            merge,
+            _options(request, merge),
+            rounding=None if bits is None else recipe.rounding,
+            calibration=calibration,
+            then=then,
+            spec=None if bits is None else QuantSpec(bits, **request.spec),
+            samples=request.samples,
+            seed=seed,
+        )
 
 
 def _options(request: Request, merge: str) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from typing import Any
 # What needs torch is imported by the command itself, for it takes seconds.
 from benchmarks import suites
 from epmq.calibration import Calibration
+from epmq.errors import UserError
 from epmq.spec import QuantSpec
 from results.cli_tables import report_problems
 
@@ -29,7 +30,7 @@ def add_to(commands: Any) -> None:
         "given comes from the suite's named comparison. After an interruption, run the same command again.",
     )
     run.add_argument("suite", help="a suite's name (see 'epmq list') or the path of a suite file")
-    run.add_argument("--out", type=Path, required=True, metavar="DIR", help="results folder, made if missing")
+    run.add_argument("--out", type=Path, metavar="DIR", help="results folder, made if missing")
     run.add_argument(
         "--comparison", default="default", help="the suite's comparison to start from (default: default)"
     )
@@ -42,12 +43,26 @@ def add_to(commands: Any) -> None:
     run.add_argument("--controls", nargs="*", metavar="NAME", help="see 'epmq list'; no name leaves them out")
     run.add_argument("--samples", type=int, metavar="N", help="calibration samples per task")
     run.add_argument("--seed", type=int, default=0, help="draw of the calibration samples (default 0)")
+    run.add_argument("--seeds", type=int, default=1, metavar="N", help="so many draws from --seed on (1)")
+    _add_machine(run)
     axes = run.add_argument_group("axes that the paper leaves open (defaults in parentheses)")
     for name, default in {**CALIBRATION_AXES, **SPEC_AXES}.items():
         _add_axis(axes, name, default)
     axes.add_argument("--scale", type=float, metavar="X", help="factor on the task vectors (0.3)")
     axes.add_argument("--keep", type=float, metavar="X", help="TIES: share of entries kept (0.2)")
     run.set_defaults(command=_run)
+
+
+def _add_machine(run: Any) -> None:
+    group = run.add_argument_group("how it is computed")
+    group.add_argument("--device", default="auto", help="auto (a GPU if there is one), cpu, cuda or cuda:N")
+    group.add_argument("--dtype", default="float32", help="of evaluation: float32, bfloat16 or float16")
+    group.add_argument("--together", type=int, default=1, metavar="N", help="models per evaluation pass (1)")
+    group.add_argument("--workers", type=int, metavar="N", help="processes that decode images")
+    group.add_argument("--executor", default="local", help="local, or ray (needs the extra epmq[ray])")
+    group.add_argument("--lock", type=Path, metavar="FILE", help="lock file (default: the suite's own)")
+    group.add_argument("--unpinned", action="store_true", help="take the hub's newest, and say so in records")
+    group.add_argument("--plan", action="store_true", help="print what would be done and download nothing")
 
 
 def _add_axis(group: Any, name: str, default: Any) -> None:
@@ -63,18 +78,42 @@ def _run(options: argparse.Namespace) -> int:
     suite = suites.load(options.suite)
     chosen = suites.options(suite, options.comparison)
     chosen |= {name: getattr(options, name) for name in chosen if getattr(options, name) is not None}
-    from benchmarks.cells import Request
+    if options.out is None and not options.plan:
+        raise UserError(
+            "arguments are required: --out DIR, the results folder, or --plan; see 'epmq run --help'"
+        )
+    for name in ("seeds", "together"):
+        if getattr(options, name) < 1:
+            raise UserError(f"--{name} {getattr(options, name)} is out of range; give 1 or more")
+    from benchmarks.cells import Request, expand
+    from benchmarks.executors import executor
+    from benchmarks.lock import default_path
+    from benchmarks.machine import Machine
+    from benchmarks.pin import lock_for_run
+    from benchmarks.plan import plan
     from benchmarks.runner import run
+    from benchmarks.workbench import Setting
 
     request = Request(
         **chosen,
-        seed=options.seed,
+        seeds=range(options.seed, options.seed + options.seeds),
         merge_options=_given(options, MERGE_OPTIONS),
         calibration=_given(options, CALIBRATION_AXES),
         spec=_given(options, SPEC_AXES),
     )
+    machine = Machine.choose(options.device, options.dtype)
+    if options.plan:
+        there = (options.lock or default_path(suite)).exists()
+        lock = lock_for_run(suite, options.lock, unpinned=options.unpinned) if there else None
+        print(plan(suite, expand(request), lock, machine))
+        return 0
+    execute = executor(options.executor)
+    lock = lock_for_run(suite, options.lock, unpinned=options.unpinned)
+    how = _given(options, ("together", "workers"))
+    setting = Setting(machine, lock, pinned=not options.unpinned, **how)
     asked = {k: v for k, v in vars(options).items() if k not in ("command", "out") and v is not None}
-    folder = run(suite, request, options.out, asked)
+    asked = {k: str(v) if isinstance(v, Path) else v for k, v in asked.items()}
+    folder = run(suite, request, options.out, asked, setting, execute)
     report_problems(folder)
     print(
         f"{len(folder.records())} cells in {folder.path}; 'epmq table {folder.path}' prints them",

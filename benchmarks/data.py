@@ -1,11 +1,10 @@
-"""A task's samples: loaded by ``datasets``, checked, turned into model inputs."""
+"""A task's samples: loaded by ``datasets``, checked against the suite, drawn for calibration."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import datasets
@@ -13,23 +12,14 @@ import torch
 from datasets import Dataset, Image, load_dataset
 from torch import Tensor
 
+from benchmarks.preprocess import Preprocess
 from benchmarks.suites import DatasetSpec, TaskSpec, locate
 from epmq.checkpoint import sha256
 from epmq.errors import UserError
 
-Transform = Callable[[Any], Tensor]
 
-
-@dataclass(frozen=True)
-class Labelled:
-    """Model inputs ``(n, 3, h, w)`` float32 and labels ``(n,)`` int64."""
-
-    images: Tensor
-    labels: Tensor
-
-
-def open_split(task: TaskSpec, split: str) -> Dataset:
-    """A split with its columns, labels and size checked against the suite.
+def open_split(task: TaskSpec, split: str, arguments: Mapping[str, Any]) -> Dataset:
+    """A split, loaded by ``datasets`` with ``arguments``, with columns, labels and size as the suite says.
 
     Raises:
         UserError: the data cannot be loaded, lack a column, differ in count or have a label out of range.
@@ -37,7 +27,7 @@ def open_split(task: TaskSpec, split: str) -> Dataset:
     spec, where = task.dataset, f"{task.task} ({task.dataset.path}, {split})"
     try:
         with _quietly():
-            data = load_dataset(str(locate(spec.path)), spec.config, split=split, revision=spec.revision)
+            data = load_dataset(**arguments)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         reason = ": ".join(str(part).rstrip(".") for part in (error, error.__cause__) if part)
         raise UserError(f"data set {where} cannot be loaded: {reason}; check the path and split") from error
@@ -49,7 +39,7 @@ def open_split(task: TaskSpec, split: str) -> Dataset:
     if not isinstance(data.features[spec.image_column], Image):
         raise UserError(f"data set {where}: column {spec.image_column!r} holds no images; correct the suite")
     expected = {spec.train_split: spec.train_size, spec.eval_split: spec.eval_size}[split]
-    if len(data) != expected:
+    if expected is not None and len(data) != expected:
         raise UserError(
             f"data set {where} has {len(data)} samples, the suite says {expected}; is it another version?"
         )
@@ -74,25 +64,30 @@ def _quietly() -> Iterator[None]:
             datasets.enable_progress_bars()
 
 
-def tensors(data: Dataset, spec: DatasetSpec, transform: Transform) -> Labelled:
-    """Every sample, converted to RGB and preprocessed; raises UserError for one that is not an image."""
-    images: list[Tensor] = []
-    try:
-        images.extend(transform(image.convert("RGB")) for image in data[spec.image_column])
-    except (OSError, SyntaxError, ValueError, AttributeError) as error:  # what Pillow raises, and None
-        raise UserError(
-            f"data set {spec.path}: sample {len(images)} is not an image: {error}; get the data again"
-        ) from error
-    return Labelled(torch.stack(images), torch.tensor([int(label) for label in data[spec.label_column][:]]))
+class CalibrationInputs(Mapping[str, Tensor]):
+    """Calibration images per task as model inputs ``(n, 3, h, w)`` float32, made when they are asked for."""
+
+    def __init__(self, images: Mapping[str, Tensor], preprocess: Preprocess, device: torch.device) -> None:
+        self._images, self._preprocess, self._device = images, preprocess, device
+
+    def __getitem__(self, task: str) -> Tensor:
+        return self._preprocess.normalise(self._images[task].to(self._device))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._images)
+
+    def __len__(self) -> int:
+        return len(self._images)
 
 
-def sample_ids(task: TaskSpec, count: int, seed: int) -> list[int]:
-    """Row numbers of a task's calibration samples: a seeded draw from the train split, labels unseen.
+def sample_ids(task: TaskSpec, size: int, count: int, seed: int) -> list[int]:
+    """Row numbers of a task's calibration samples: a seeded draw from the ``size`` rows of its train split.
+
+    Labels are not seen.
 
     Raises:
         UserError: more samples asked for than the split has.
     """
-    size = task.dataset.train_size
     if not 1 <= count <= size:
         raise UserError(
             f"{count} calibration samples asked for, task {task.task!r} has {size} to draw from; "

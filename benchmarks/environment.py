@@ -25,6 +25,9 @@ PACKAGES = (
     "open_clip_torch",
     "transformers",
     "datasets",
+    "huggingface_hub",
+    "pillow",
+    "torchvision",
     "numpy",
     "scipy",
     "numba",
@@ -33,14 +36,12 @@ PACKAGES = (
 
 
 def describe() -> dict[str, Any]:
-    """Environment for the manifest: packages, device, threads, git commit and whether it was dirty."""
+    """Environment for the manifest: packages, machine, threads, git commit and whether it was dirty."""
     commit = _git("rev-parse", "HEAD")
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
         "packages": {name: _version(name) for name in PACKAGES},
-        "device": "cpu",
-        "dtype": "float32",
         "threads": torch.get_num_threads(),
         "cpus": os.cpu_count(),
         "git_commit": commit,

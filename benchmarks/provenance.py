@@ -9,11 +9,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import torch
 from pydantic import JsonValue
 
 from benchmarks import data, environment
 from benchmarks.cells import Cell, Request
+from benchmarks.machine import Machine
 from benchmarks.suites import Suite
+from benchmarks.workbench import Bench
 from epmq.errors import UserError
 from results.files import os_errors
 from results.folder import RunFolder
@@ -34,27 +37,38 @@ def refuse_unusable(out: Path, suite: Suite) -> None:
             raise OSError(errno.EACCES, os.strerror(errno.EACCES))
         started = (out / "manifest.json").exists()
     if started:
-        RunFolder.open(out, Manifest(suite=suite.name, suite_version=suite.version, created=""))
+        asked = Manifest(suite=suite.name, suite_version=suite.version, rehearsal=suite.rehearsal, created="")
+        RunFolder.open(out, asked)
 
 
-def manifest(
-    suite: Suite,
-    revisions: dict[str, Any],
-    keyed: Mapping[str, Cell],
-    request: Request,
-    asked: dict[str, Any],
-) -> Manifest:
+def manifest(bench: Bench, keyed: Mapping[str, Cell], request: Request, asked: dict[str, Any]) -> Manifest:
     """What is asked for, with the code behind every cell, the environment and every revision."""
-    ids = {task.task: data.sample_ids(task, request.samples, request.seed) for task in suite.tasks}
+    suite, machine = bench.suite, bench.setting.machine
     return Manifest(
         suite=suite.name,
         suite_version=suite.version,
+        rehearsal=suite.rehearsal,
         asked={**asked, "cells": [_listed(key, cell) for key, cell in keyed.items()]},
-        environment=environment.describe(),
-        revisions=revisions,
-        calibration={task: data.digest(rows) for task, rows in ids.items()},
+        environment={**environment.describe(), "device": _device(machine), "dtype": machine.dtype},
+        revisions=bench.revisions,
+        calibration=_calibration(bench, request),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
+
+
+def _device(machine: Machine) -> str:
+    """The device in words: ``cpu``, or a GPU's name."""
+    return torch.cuda.get_device_name(machine.device) if machine.device.type == "cuda" else "cpu"
+
+
+def _calibration(bench: Bench, request: Request) -> dict[str, str]:
+    """Digest of every task's calibration rows; of seeds after the first, under ``TASK seed N``."""
+    found = {}
+    for number, seed in enumerate(request.seeds):
+        for task in bench.suite.tasks:
+            name = f"{task.task} seed {seed}" if number else task.task
+            found[name] = data.digest(bench.sample_ids(task, request.samples, seed))
+    return found
 
 
 def _listed(key: str, cell: Cell) -> dict[str, JsonValue]:
@@ -65,6 +79,7 @@ def _listed(key: str, cell: Cell) -> dict[str, JsonValue]:
         "merge": cell.merge,
         "target": cell.target,
         "bits": cell.bits,
+        "seed": cell.seed,
         "code": environment.code_digest(cell.rounding),
     }
 

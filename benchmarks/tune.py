@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from itertools import product
 from pathlib import Path
@@ -23,7 +23,8 @@ from tqdm.auto import tqdm
 
 import baselines
 from benchmarks import data, suites
-from benchmarks.runner import Bench, solver
+from benchmarks.compute import solver
+from benchmarks.workbench import Bench
 from epmq.calibration import Calibration
 from epmq.spec import QuantSpec
 from epmq.tower import Tower
@@ -34,16 +35,14 @@ MIXINGS = (0.0, 0.25, 0.5, 0.75, 1.0)
 MERGES = ("task-arithmetic", "ties")
 
 
-def held_out(bench: Bench, samples: int, count: int) -> dict[str, Tensor]:
+def held_out(bench: Bench, samples: int, count: int) -> data.CalibrationInputs:
     """Training images that calibration with ``samples`` at seed 0 does not use, ``count`` a task at most."""
     found = {}
     for task in bench.suite.tasks:
-        order = data.sample_ids(
-            task, task.dataset.train_size, seed=0
-        )  # the calibration draw is its beginning
-        rows = data.open_split(task, task.dataset.train_split).select(order[samples : samples + count])
-        found[task.task] = data.tensors(rows, task.dataset, bench.models.transform).images
-    return found
+        size = bench.train_size(task)
+        order = bench.sample_ids(task, min(samples + count, size), 0)  # the calibration draw is its beginning
+        found[task.task] = bench.images(task, task.dataset.train_split, order[samples:]).all()
+    return data.CalibrationInputs(found, bench.models.preprocess, bench.setting.machine.device)
 
 
 @torch.inference_mode()
@@ -52,7 +51,7 @@ def features(tower: Tower, images: Tensor) -> Tensor:
     return F.normalize(torch.cat([tower(part) for part in images.split(256)]), dim=-1)
 
 
-def distance(tower: Tower, held: dict[str, Tensor], experts: dict[str, Tensor]) -> float:
+def distance(tower: Tower, held: Mapping[str, Tensor], experts: Mapping[str, Tensor]) -> float:
     """Mean over tasks of the squared distance to the expert's unit-norm features."""
     each = [float(((features(tower, x) - experts[task]) ** 2).sum(1).mean()) for task, x in held.items()]
     return sum(each) / len(each)
@@ -62,7 +61,7 @@ def search(bench: Bench, bits: int, samples: int) -> Iterator[dict[str, Any]]:
     """A row per merge and setting: its axes and its distance."""
     inputs = bench.calibration_inputs(samples, 0)
     held = held_out(bench, samples, 256)
-    experts = {t: features(bench.tower().load_all(e), held[t]) for t, e in bench.models.experts.items()}
+    experts = {t: features(bench.tower.load_all(e), held[t]) for t, e in bench.models.experts.items()}
     gptq = solver(baselines.get("gptq"), QuantSpec(bits))
     settings = [Calibration()] + [
         Calibration("expert", mixing=mixing, anchor=anchor) for mixing, anchor in product(MIXINGS, ANCHORS)

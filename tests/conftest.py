@@ -44,6 +44,14 @@ def _keeps_rng(request: pytest.FixtureRequest) -> Iterator[None]:
         assert random_states() == before, "the test changed a global random state"
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Decoded images and merged weights of tests are not kept."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("EPMQ_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> TinySuite:
     """A complete suite in miniature, written once; tests work on copies or variants of it."""
@@ -68,8 +76,8 @@ def nothing_is_computed(tiny: TinySuite, tmp_path: Path, monkeypatch: pytest.Mon
     """A test that gets as far as computing a cell fails."""
     import datasets
 
-    from benchmarks.runner import Computation
+    from benchmarks import executors
 
-    monkeypatch.setattr(Computation, "run", lambda _: pytest.fail("a cell was computed"))
+    monkeypatch.setattr(executors, "compute", lambda *_: pytest.fail("a cell was computed"))
     # no data that were loaded before may answer for a file that the test has damaged
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from benchmarks.cli import main
+from results.migrate import SCHEMA
 from tests.complaints import Output, complaint, refused
 from tests.tiny_suite import Described, TinySuite, first_task
 
@@ -136,7 +137,7 @@ def test_suite_files_that_are_no_suite(tmp_path: Path, capsys: Output, content: 
 
 def manifest(folder: Path, **changes: Any) -> None:
     """A started results folder of the tiny suite."""
-    described = {"schema": 1, "suite": "tiny", "suite_version": 1, "created": "2026-01-01"}
+    described = {"schema": SCHEMA, "suite": "tiny", "suite_version": 1, "created": "2026-01-01"}
     folder.mkdir()
     (folder / "manifest.json").write_text(json.dumps(described | changes))
 
@@ -146,7 +147,8 @@ def manifest(folder: Path, **changes: Any) -> None:
     [
         ({"suite": "other"}, ["holds results of other version 1, asked for tiny version 1"]),
         ({"suite_version": 2}, ["holds results of tiny version 2, asked for tiny version 1"]),
-        ({"schema": 2}, ["manifest.json: schema: "]),
+        ({"schema": SCHEMA + 1}, ["manifest.json: schema"]),
+        ({"schema": 1}, ["holds results of schema 1, which can be read but not added to"]),
         ({"revisions": {}}, ["its results come from another revision of the suite"]),
     ],
     ids=str,

@@ -179,7 +179,7 @@ def test_the_key_changes_with_every_axis_of_the_grid(name: str) -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        {"seed": 1},
+        {"seeds": [1]},
         {"samples": 9},
         {"bits": [3]},
         {"merge": ["task-arithmetic"]},
@@ -267,7 +267,7 @@ def test_merge_options_are_those_of_the_merge() -> None:
         ({"controls": ["expert"]}, "control 'expert' is unknown; did you mean 'experts'"),
         ({"bits": [1]}, "bits 1 is out of range; give 2 to 8"),
         ({"bits": [4, 9]}, "bits 9 is out of range; give 2 to 8"),
-        ({"seed": -1}, "seed -1 is negative"),
+        ({"seeds": [-1]}, "seed -1 is negative"),
         ({"spec": {"group_size": 0}}, "group size 0 is not positive"),
         ({"spec": {"scale_dtype": "float"}}, "scale_dtype 'float' is unknown; did you mean 'float"),
         ({"calibration": {"source": "merge"}}, "source 'merge' is unknown; did you mean 'merged'"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from importlib.metadata import version
 from pathlib import Path
@@ -22,12 +22,17 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional as F
 
-from benchmarks import data, environment, runner, suites
-from benchmarks.cells import CONTROLS, Request
-from benchmarks.clip import BASE_FILE
-from benchmarks.data import Labelled
-from benchmarks.runner import Bench, Computation, run
+from benchmarks import compute, data, environment, executors, runner, suites
+from benchmarks.cells import CONTROLS, Cell, Request
+from benchmarks.clip import BASE_FILE, EXPERT_FILE
+from benchmarks.compute import Outcome
+from benchmarks.images import Images
+from benchmarks.runner import run
+from benchmarks.sources import digest
+from benchmarks.suites import TaskSpec
+from benchmarks.workbench import Bench
 from epmq.calibration import Calibration
+from epmq.checkpoint import sha256
 from epmq.errors import UserError
 from epmq.spec import QuantSpec
 from results.errors import ResultError
@@ -69,13 +74,13 @@ def finished(tiny: TinySuite, tmp_path_factory: pytest.TempPathFactory) -> RunFo
 def computed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The methods of the cells that are computed during the test, in order."""
     names: list[str] = []
-    compute = Computation.run
+    original = compute.compute
 
-    def counted(self: Computation) -> runner.Correct:
-        names.append(self.cell.method)
-        return compute(self)
+    def counted(bench: Bench, cells: Sequence[Cell]) -> list[Outcome]:
+        names.extend(cell.method for cell in cells)
+        return original(bench, cells)
 
-    monkeypatch.setattr(Computation, "run", counted)
+    monkeypatch.setattr(executors, "compute", counted)
     return names
 
 
@@ -181,7 +186,7 @@ def test_two_runs_give_the_same_records_but_for_time_and_memory(
 
 
 def untimed(record: Record) -> Record:
-    return record.model_copy(update={"seconds": {}, "peak_memory_bytes": 0})
+    return record.model_copy(update={"seconds": {}, "peak_memory_bytes": 0, "record_sha256": None})
 
 
 @pytest.mark.keeps_rng
@@ -212,7 +217,7 @@ def test_a_rerun_computes_only_what_is_missing(
 
 def test_a_folder_takes_further_cells(tiny: TinySuite, tmp_path: Path, computed: list[str]) -> None:
     run(tiny.suite, few(), tmp_path, {})
-    folder = run(tiny.suite, few(bits=[3, 4], seed=0), tmp_path, {})
+    folder = run(tiny.suite, few(bits=[3, 4], seeds=[0]), tmp_path, {})
     assert computed == ["zero-shot", "rtn", "rtn"]
     assert [r.bits for r in folder.records()] == [None, 4, 3]
     assert len(folder.manifest.cells) == 3
@@ -220,41 +225,45 @@ def test_a_folder_takes_further_cells(tiny: TinySuite, tmp_path: Path, computed:
 
 def test_another_seed_draws_other_samples(tiny: TinySuite, tmp_path: Path) -> None:
     for seed in (0, 1):
-        folder = run(tiny.suite, few(method=["gptq"], controls=[], seed=seed), tmp_path, {})
+        folder = run(tiny.suite, few(method=["gptq"], controls=[], seeds=[seed]), tmp_path, {})
     one, other = folder.records()
     assert one.key != other.key
     assert [layer.objective for layer in one.layers] != [layer.objective for layer in other.layers]
     task = tiny.suite.tasks[0]
-    ids = data.sample_ids(task, 8, 0)
+    ids = data.sample_ids(task, 24, 8, 0)
     assert len(set(ids)) == 8
-    assert ids == data.sample_ids(task, 24, 0)[:8] != data.sample_ids(task, 8, 1)
+    assert ids == data.sample_ids(task, 24, 24, 0)[:8] != data.sample_ids(task, 24, 8, 1)
 
 
 def test_calibration_reads_no_label_and_no_test_sample(
     tiny: TinySuite, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bench = Bench(tiny.suite)
-    seen = []
+    seen: list[tuple[str, int]] = []
+    images = Bench.images
 
-    def spy(rows: datasets.Dataset, *_: object) -> Labelled:
-        seen.append(rows)
-        return Labelled(torch.empty(0), torch.empty(0))
+    def spy(self: Bench, task: TaskSpec, split: str, ids: list[int] | None = None) -> Images:
+        found = images(self, task, split, ids)
+        found.labels[:] = -1  # whoever uses them gives another result
+        seen.append((split, len(found)))
+        return found
 
-    monkeypatch.setattr(data, "tensors", spy)
-    bench.calibration_inputs(8, 0)
-    assert [str(rows.split) for rows in seen] == ["train"] * len(TASKS)
-    assert [len(rows) for rows in seen] == [8] * len(TASKS)
+    expected = Bench(tiny.suite).calibration_inputs(8, 0)
+    monkeypatch.setattr(Bench, "images", spy)
+    inputs = Bench(tiny.suite).calibration_inputs(8, 0)
+    assert seen == [("train", 8)] * len(TASKS)
+    assert all(torch.equal(inputs[task], expected[task]) for task in TASKS)
 
 
 def test_manifest_names_every_revision(tiny: TinySuite, finished: RunFolder) -> None:
     manifest = finished.manifest
-    pinned = tiny.suite.checkpoints
-    assert manifest.revisions["base"] == pinned[str(tiny.folder / "base" / BASE_FILE)]
-    assert manifest.revisions["experts"] == {task: pinned[str(tiny.expert(task))] for task in TASKS}
+    experts = {t: digest({EXPERT_FILE: tiny.suite.checkpoints[str(tiny.expert(t))]}) for t in TASKS}
+    assert manifest.revisions["experts"] == {task: f"local:{found}" for task, found in experts.items()}
+    files = [file for file in (tiny.folder / "base").iterdir() if file.is_file()]
+    assert manifest.revisions["base"] == f"local:{digest({f.name: sha256(f) for f in files})}"
     assert isinstance(manifest.revisions["datasets"], dict)
     assert {len(str(x)) for x in manifest.revisions["datasets"].values()} == {64}
     assert manifest.calibration == {
-        task.task: data.digest(data.sample_ids(task, 8, 0)) for task in tiny.suite.tasks
+        task.task: data.digest(data.sample_ids(task, 24, 8, 0)) for task in tiny.suite.tasks
     }
     assert manifest.environment["device"] == "cpu"
     packages = manifest.environment["packages"]
@@ -265,7 +274,7 @@ def test_manifest_names_every_revision(tiny: TinySuite, finished: RunFolder) -> 
 def test_no_expert_right_on_a_task_leaves_normalised_out(
     tiny: TinySuite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(runner, "correct", lambda *_: np.zeros(TEST, dtype=bool))
+    monkeypatch.setattr(compute, "predictions", lambda *_: np.full((1, TEST), -1, dtype=np.int32))
     folder = run(tiny.suite, few(controls=["experts"]), tmp_path, {})
     assert {r.method: r.normalised for r in folder.records()} == {"experts": None, "rtn": None}
 
@@ -348,7 +357,7 @@ def test_a_folder_of_another_suite_version_is_refused_before_models_are_opened(
 ) -> None:
     run(tiny.suite, few(), tmp_path / "out", {})
     before = snapshot(tmp_path / "out")
-    monkeypatch.setattr(runner, "Bench", lambda _: pytest.fail("models were opened"))
+    monkeypatch.setattr(runner, "Bench", lambda *_: pytest.fail("models were opened"))
     newer = tiny.suite.model_copy(update={"version": 2})
     with pytest.raises(ResultError, match="holds results of tiny version 1, asked for tiny version 2"):
         run(newer, few(), tmp_path / "out", {})

@@ -1,4 +1,4 @@
-"""Time GPTQ against its textbook form, factorisation and column loop apart: ``python -m benchmarks.bench``.
+"""Time GPTQ against its textbook form, factorisation and loop apart: ``python -m benchmarks.bench.gptq``.
 
 The textbook form is written here as the paper's algorithm 1 reads: Cholesky, inverse, Cholesky; then an eager
 loop over columns in float32, block 128. Both factorisations are in float64. Everything is measured in one
@@ -35,7 +35,7 @@ TOLERANCE = 1e-6  # on the relative difference of the two objectives
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, print the table, write it with ``--out``; 1 when the objectives disagree."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.bench", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.bench.gptq", description=__doc__)
     parser.add_argument("--repeats", type=int, default=9, help="timings a median is taken of (default 9)")
     parser.add_argument("--threads", type=int, help="threads (default: all)")
     parser.add_argument("--bits", type=int, default=4)
