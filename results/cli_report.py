@@ -2,8 +2,35 @@
 
 from __future__ import annotations
 
+import argparse
+import sys
+from pathlib import Path
 from typing import Any
+
+from results.cli_tables import report_problems
+from results.folder import RunFolder
 
 
 def add_to(commands: Any) -> None:
-    """Add the commands to the parser's sub-commands."""
+    """Add the command to the parser's sub-commands."""
+    report = commands.add_parser("report", help="write one self-contained HTML page of a results folder")
+    report.add_argument("folder", type=Path, metavar="DIR")
+    report.add_argument("--out", type=Path, metavar="FILE", help="default DIR/report.html")
+    report.add_argument(
+        "--figures",
+        action="store_true",
+        help="also write every figure into DIR/figures, as SVG and PNG, with its data as CSV",
+    )
+    report.set_defaults(command=_report)
+
+
+def _report(options: argparse.Namespace) -> int:
+    from results import figures, report  # matplotlib, which the other commands need not wait for
+
+    folder = RunFolder.open(options.folder)
+    report_problems(folder)
+    path = options.out or folder.path / "report.html"
+    report.save(folder, path)
+    paths = [path, *(figures.save(folder) if options.figures else [])]
+    print("saved: " + " ".join(str(path) for path in paths), file=sys.stderr)
+    return 0

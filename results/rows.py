@@ -1,15 +1,17 @@
-"""The rows of a comparison: which cells it has, their order, and each cell's numbers beside GPTQ's."""
+"""The rows of a comparison: which cells it has, their order, and each cell's numbers beside others'."""
 
 from __future__ import annotations
 
-import json
+import statistics
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from results.folder import RunFolder
-from results.records import AskedCell, Axis, Record
-from results.stats import Difference, paired_bootstrap, standard_error
+from results.grouping import Group, code_hashes, grouped, settings
+from results.outcomes import outcomes
+from results.records import AskedCell, Record, TaskResult
+from results.stats import Difference, hierarchical_bootstrap, holm, paired_test, standard_error
 
 # the fields of the quantisation grid, which a cell and the GPTQ cell it is compared with must share
 _SPEC_AXES = ("group_size", "symmetric", "act_order", "block_size", "fit_scales_on", "scale_dtype")
@@ -17,10 +19,13 @@ _SPEC_AXES = ("group_size", "symmetric", "act_order", "block_size", "fit_scales_
 
 @dataclass(frozen=True)
 class Row:
-    """One cell of the comparison. Accuracies and differences are fractions; None is "not run" or "none".
+    """One cell of the comparison, the mean over its seeds. None is "not run" or "does not apply".
 
-    `settings` tells rows apart that share merge, method, target and bits; it is empty elsewhere. `best`
-    marks the highest average among the methods of one merge at the same bits.
+    Accuracies and differences are fractions. `records` holds the cell's records by seed, none where it was
+    not run; `spread` is the standard deviation of the average over several seeds; `settings` tells rows
+    apart that share merge, method, target and bits. `vs_gptq` is the paired difference to plain GPTQ and
+    `p_value` its significance, adjusted for the number of rows so compared (Holm). `best` marks the highest
+    average among the methods of one merge at the same bits. For `recovery` see `recovered`.
     """
 
     key: str
@@ -29,15 +34,22 @@ class Row:
     method: str
     target: str | None
     bits: int | None
-    seed: int | None = None
     settings: str = ""
-    bits_per_weight: float | None = None
-    accuracy: dict[str, float] = field(default_factory=dict)
+    records: Group = ()
+    tasks: dict[str, TaskResult] = field(default_factory=dict)
     average: float | None = None
     standard_error: float | None = None
+    spread: float | None = None
     normalised: float | None = None
+    recovery: float | None = None
     vs_gptq: Difference | None = None
+    p_value: float | None = None
     best: bool = False
+
+    @property
+    def name(self) -> str:
+        """The method, with what tells this row from others of the same method."""
+        return f"{self.method} ({self.settings})" if self.settings else self.method
 
 
 def comparison(folder: RunFolder) -> list[Row]:
@@ -51,42 +63,134 @@ def comparison(folder: RunFolder) -> list[Row]:
     ResultError
         where the per-sample correctness of a record can't be used.
     """
-    records = folder.records()
-    settings = _settings(records)
-    known = {record.key for record in records}
-    ordered = sorted(
-        [_measured(folder, record, records, settings[record.key]) for record in records]
-        + [_missing(cell) for cell in folder.manifest.cells if cell.key not in known],
-        key=_order,
-    )
-    return _mark_best(ordered)
+    groups = grouped(folder)
+    words = settings(groups, code_hashes(folder))
+    measured = [_measured(group, groups, words[group[0].key]) for group in groups]
+    known = {record.key for group in groups for record in group}
+    missing = [_missing(cell) for cell in folder.manifest.cells if cell.key not in known]
+    return _mark_best(sorted(_compared(folder, measured) + missing, key=_order))
 
 
-def _measured(folder: RunFolder, record: Record, records: Sequence[Record], settings: str) -> Row:
-    partner = _gptq_partner(record, records)
-    difference = None
-    if partner is not None:
-        difference = paired_bootstrap(folder.correct(record.key), folder.correct(partner.key))
+def recovered(average: float, merged: float, experts: float) -> float | None:
+    """Return (method - merged) / (experts - merged): the share of what merging lost that is got back.
+
+    All three are averages over the same tasks: the cell's, the full-precision merged model's and the
+    experts', each on its own task. 0 is as good as merging without quantising, 1 as good as the experts,
+    below 0 worse than merging alone. None where the experts are not better than the merged model.
+    """
+    gap = experts - merged
+    return (average - merged) / gap if gap > 0 else None
+
+
+def _measured(group: Group, groups: Sequence[Group], words: str) -> Row:
+    first = group[0]
+    averages = [record.average for record in group]
+    normalised = [record.normalised for record in group if record.normalised is not None]
+    tasks = {name: _mean_result([record.tasks[name] for record in group]) for name in first.tasks}
     return Row(
-        key=record.key,
-        kind=record.kind,
-        merge=record.merge,
-        method=record.method,
-        target=record.target,
-        bits=record.bits,
-        seed=record.seed,
-        settings=settings,
-        bits_per_weight=record.bits_per_weight,
-        accuracy={task: result.value for task, result in record.tasks.items()},
-        average=record.average,
-        standard_error=standard_error(record.tasks),
-        normalised=record.normalised,
-        vs_gptq=difference,
+        key=first.key,
+        kind=first.kind,
+        merge=first.merge,
+        method=first.method,
+        target=first.target,
+        bits=first.bits,
+        settings=words,
+        records=group,
+        tasks=tasks,
+        average=statistics.fmean(averages),
+        standard_error=standard_error(tasks),
+        spread=statistics.stdev(averages) if len(group) > 1 else None,
+        normalised=statistics.fmean(normalised) if len(normalised) == len(group) else None,
+        recovery=_recovery(group, groups),
     )
+
+
+def _mean_result(results: Sequence[TaskResult]) -> TaskResult:
+    value = statistics.fmean(result.value for result in results)
+    return results[0].model_copy(update={"value": value})
 
 
 def _missing(cell: AskedCell) -> Row:
-    return Row(cell.key, cell.kind, cell.merge, cell.method, cell.target, cell.bits)
+    seed = (cell.model_extra or {}).get("seed")
+    words = "" if seed in (None, 0) else f"seed={seed}"
+    return Row(cell.key, cell.kind, cell.merge, cell.method, cell.target, cell.bits, words)
+
+
+def _recovery(group: Group, groups: Sequence[Group]) -> float | None:
+    first = group[0]
+    merged = _bound(first, groups, "merged", first.merge)
+    experts = _bound(first, groups, "experts", None)
+    if first.merge is None or merged is None or experts is None:
+        return None
+    return recovered(statistics.fmean(record.average for record in group), merged, experts)
+
+
+def _bound(record: Record, groups: Sequence[Group], method: str, merge: str | None) -> float | None:
+    """Return the average of a full-precision control on the same samples; None where there is none."""
+    for group in groups:
+        first = group[0]
+        if (first.kind, first.method, first.merge) != ("control", method, merge):
+            continue
+        if merge is not None and first.merge_options != record.merge_options:
+            continue
+        if _samples(first) == _samples(record):
+            return statistics.fmean(other.average for other in group)
+    return None
+
+
+def _samples(record: Record) -> dict[str, int]:
+    return {task: result.samples for task, result in record.tasks.items()}
+
+
+def _compared(folder: RunFolder, rows: Sequence[Row]) -> list[Row]:
+    """Return the rows with their differences to plain GPTQ, and p-values adjusted over all of them."""
+    compared, pvalues = [], []
+    for row in rows:
+        partner = _gptq_partner(row, rows)
+        if partner is None:
+            compared.append(row)
+            continue
+        pairs = _pairs(row, partner)
+        a, b = ([outcomes(folder, pair[side].key) for pair in pairs] for side in (0, 1))
+        compared.append(replace(row, vs_gptq=hierarchical_bootstrap(a, b)))
+        pvalues.append(paired_test(a, b))
+    adjusted = iter(holm(pvalues).tolist())
+    return [replace(row, p_value=next(adjusted)) if row.vs_gptq else row for row in compared]
+
+
+def _pairs(row: Row, partner: Row) -> list[tuple[Record, Record]]:
+    """Return the records of two rows that share a seed."""
+    others = {record.seed: record for record in partner.records}
+    return [(record, others[record.seed]) for record in row.records if record.seed in others]
+
+
+def _gptq_partner(row: Row, rows: Sequence[Row]) -> Row | None:
+    """Return the plain GPTQ row to compare with: same merge, bits, grid, test samples, and a common seed.
+
+    Where calibration settings leave several, it is the one that shares the most of them.
+    """
+    if _is_plain_gptq(row):
+        return None
+    partners = [
+        other
+        for other in rows
+        if _is_plain_gptq(other) and _pairing(other) == _pairing(row) and _pairs(row, other)
+    ]
+    return max(partners, key=lambda other: (_shared(row, other), other.key), default=None)
+
+
+def _is_plain_gptq(row: Row) -> bool:
+    return (row.method, row.target) == ("gptq", "merged")
+
+
+def _shared(row: Row, other: Row) -> int:
+    return len(row.records[0].axes.items() & other.records[0].axes.items())
+
+
+def _pairing(row: Row) -> tuple[object, ...]:
+    first = row.records[0]
+    grid = [first.axes.get(axis) for axis in _SPEC_AXES]
+    return first.merge, first.merge_options, first.bits, first.device, first.dtype, grid, _samples(first)
 
 
 def _order(row: Row) -> tuple[object, ...]:
@@ -114,47 +218,3 @@ def _mark_best(rows: Sequence[Row]) -> list[Row]:
         )
         for row in rows
     ]
-
-
-def _gptq_partner(record: Record, records: Sequence[Record]) -> Record | None:
-    """Return the plain GPTQ cell to compare with: same merge, bits, grid, seed and test samples.
-
-    Where calibration settings leave several, it is the one that shares the most of them.
-    """
-    if _is_plain_gptq(record):
-        return None
-    partners = [other for other in records if _is_plain_gptq(other) and _pairing(other) == _pairing(record)]
-    shared = {other.key: len(other.axes.items() & record.axes.items()) for other in partners}
-    return max(partners, key=lambda other: (shared[other.key], other.key), default=None)
-
-
-def _is_plain_gptq(record: Record) -> bool:
-    return (record.method, record.target) == ("gptq", "merged")
-
-
-def _pairing(record: Record) -> tuple[object, ...]:
-    return (
-        record.merge,
-        record.merge_options,
-        record.bits,
-        record.seed,
-        [record.axes.get(axis) for axis in _SPEC_AXES],
-        {task: result.samples for task, result in record.tasks.items()},
-    )
-
-
-def _settings(records: Sequence[Record]) -> dict[str, str]:
-    """Return by key what tells a cell from those with its merge, method, target and bits: `seed=1`."""
-    groups: dict[tuple[object, ...], dict[str, dict[str, Axis]]] = defaultdict(dict)
-    for record in records:
-        options = {f"merge.{name}": value for name, value in record.merge_options.items()}
-        group = (record.kind, record.merge, record.method, record.target, record.bits)
-        groups[group][record.key] = {**record.axes, **options, "seed": record.seed}
-    return {key: _distinct(axes, group) for group in groups.values() for key, axes in group.items()}
-
-
-def _distinct(axes: dict[str, Axis], group: dict[str, dict[str, Axis]]) -> str:
-    varying = [
-        name for name in sorted(axes) if len({json.dumps(other.get(name)) for other in group.values()}) > 1
-    ]
-    return ", ".join(f"{name}={axes[name]}" for name in varying)

@@ -1,46 +1,88 @@
-"""The comparison table as Markdown, CSV, LaTeX or JSON. The same folder gives the same text.
+"""The comparison table as Markdown, CSV, LaTeX, JSON or HTML. The same folder gives the same text.
 
-Markdown and LaTeX are for people: percent, the best average of each merge and bits bold, and
-`vs gptq` = paired difference to plain GPTQ with its 95 % bootstrap interval. CSV and JSON are for
-programs: fractions at full precision, one `accuracy_<task>` per task.
+Markdown, LaTeX and HTML are for people: percent, the best average of each merge and bits bold, and
+`vs gptq` = paired difference to plain GPTQ with its 95 % bootstrap interval, with stars for its
+significance in LaTeX and HTML. CSV and JSON are for programs: fractions at full precision, one
+`accuracy_<task>` per task.
 """
 
 from __future__ import annotations
 
-import csv
 import difflib
-import io
-import json
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-from tabulate import tabulate
-
+from results.columns import Column, columns
 from results.errors import ResultError
 from results.files import os_errors, write_atomically
 from results.folder import RunFolder
+from results.formats import FOR_PEOPLE, Table, csv_text, json_text
 from results.rows import Row, comparison
+from results.selection import Selection, chosen_groups, chosen_rows, in_order, matching
 
-# stand-ins until names are escaped: no name holds such a character, and ** is as wide
-_BOLD, _END = "\ue000\ue000", "\ue001\ue001"
+REHEARSAL = "rehearsal: made-up stand-ins, not results"
+FORMATS = ("md", "csv", "latex", "json", "html")
+_EVERYTHING = Selection()
+_WORDS = 3  # merge, method, target
 
 
-def render(folder: RunFolder, fmt: str) -> str:
-    """Return the table of `folder` as "md", "csv", "latex" or "json", ending in a line break.
+def render(folder: RunFolder, fmt: str, selection: Selection = _EVERYTHING) -> str:
+    """Return the table of `folder` as one of `FORMATS`, ending in a line break.
 
     Raises
     ------
     ResultError
-        where the format is unknown, or a record's per-sample correctness can't be used.
+        where the format is unknown, `selection` names what is not there, or a record's per-sample
+        correctness can't be used.
     """
-    if fmt not in FORMATS:
-        near = difflib.get_close_matches(fmt.lower(), FORMATS, n=1, cutoff=0)
+    check_format(fmt, FORMATS)
+    rows, shown = chosen(comparison(folder), selection, compact=fmt in FOR_PEOPLE)
+    if fmt in FOR_PEOPLE:
+        return FOR_PEOPLE[fmt](for_people(folder, rows, shown))
+    entries = [_fields(folder, row, shown) for row in rows]
+    if fmt == "json":
+        return json_text(entries)
+    return csv_text(list(_fields(folder, Row("", "", None, "", None, None), shown)), entries)
+
+
+def check_format(fmt: str, known: Sequence[str]) -> None:
+    """Raise a `ResultError` that names the nearest format where `fmt` is not in `known`."""
+    if fmt not in known:
+        near = difflib.get_close_matches(fmt.lower(), known, n=1, cutoff=0)
         raise ResultError(
-            f"unknown table format {fmt!r}; did you mean {near[0]!r}? known: {', '.join(FORMATS)}"
+            f"unknown table format {fmt!r}; did you mean {near[0]!r}? known: {', '.join(known)}"
         )
-    rows = comparison(folder)
-    return FORMATS[fmt](rows, sorted({task for row in rows for task in row.accuracy}))
+
+
+def chosen(rows: Sequence[Row], selection: Selection, *, compact: bool) -> tuple[list[Row], list[Column]]:
+    """Return the rows and columns that `selection` asks for; `compact` thins the default columns."""
+    tasks = matching("task", {task for row in rows for task in row.tasks}, selection.tasks)
+    found = columns(rows, chosen_groups(selection.columns), sorted(tasks))
+    shown = [column for column in found if column.compact] if compact and not selection.columns else found
+    sortable = columns(rows, chosen_groups(["all"]), sorted(tasks))
+    return in_order(chosen_rows(rows, selection), sortable, selection.sort), shown
+
+
+def for_people(folder: RunFolder, rows: Sequence[Row], shown: Sequence[Column]) -> Table:
+    """Return the rows as a table for people, with the notes that must stand on every table."""
+    manifest = folder.manifest
+    return Table(
+        caption=f"{manifest.suite} version {manifest.suite_version}; accuracy in percent",
+        headers=[column.header for column in shown],
+        rows=[[column.text(row) for column in shown] for row in rows],
+        words=_WORDS,
+        heading=1,
+        notes=notes(folder, rows),
+    )
+
+
+def notes(folder: RunFolder, rows: Sequence[Row]) -> list[str]:
+    """Return what a reader of any number of these rows must know."""
+    found = [REHEARSAL] if folder.manifest.rehearsal else []
+    loose = sum(not record.pinned for row in rows for record in row.records)
+    if loose:
+        found.append(f"{loose} records are of revisions that no lock pins: they may not be reproducible")
+    return found
 
 
 def save(folder: RunFolder) -> list[Path]:
@@ -54,93 +96,7 @@ def save(folder: RunFolder) -> list[Path]:
     return paths
 
 
-def _markdown(rows: Sequence[Row], tasks: Sequence[str]) -> str:
-    text = _tabulate(rows, tasks, "pipe", escape=_escape_markdown)
-    return text.replace(_BOLD, "**").replace(_END, "**")
-
-
-def _escape_markdown(name: str) -> str:
-    return re.sub(r"([\\`*_|<>\[\]])", r"\\\1", name)
-
-
-def _latex(rows: Sequence[Row], tasks: Sequence[str]) -> str:
-    text = _tabulate(rows, tasks, "latex_booktabs", escape=str)  # tabulate escapes LaTeX's specials
-    text = re.sub(r"(?m)^( *)\[", r"\1{[}", text)  # else an option of the line break before it
-    return text.replace("±", r"$\pm$").replace(_BOLD, r"\textbf{").replace(_END, "}")
-
-
-def _tabulate(rows: Sequence[Row], tasks: Sequence[str], style: str, escape: Callable[[str], str]) -> str:
-    names = [escape(task) for task in tasks]
-    headers = ["merge", "method", "target", "bits", "bits/weight", *names, "average", "normalised", "vs gptq"]
-    cells = [[*_words(row, escape), *_numbers(row, tasks)] for row in rows]
-    align = ["left"] * 3 + ["right"] * (len(headers) - 3)
-    return tabulate(cells, headers, tablefmt=style, disable_numparse=True, colalign=align) + "\n"
-
-
-def _words(row: Row, escape: Callable[[str], str]) -> list[str]:
-    method = f"{row.method} ({row.settings})" if row.settings else row.method
-    return [escape(row.merge or ""), escape(method), escape(row.target or "")]
-
-
-def _numbers(row: Row, tasks: Sequence[str]) -> list[str]:
-    return [
-        str(row.bits or "full"),
-        "" if row.bits_per_weight is None else f"{row.bits_per_weight:.2f}",
-        *("" if task not in row.accuracy else f"{100 * row.accuracy[task]:.1f}" for task in tasks),
-        _average(row),
-        "" if row.normalised is None else f"{100 * row.normalised:.1f}",
-        "" if row.vs_gptq is None else "{:+.1f} [{:+.1f}, {:+.1f}]".format(*(100 * x for x in row.vs_gptq)),
-    ]
-
-
-def _average(row: Row) -> str:
-    if row.average is None or row.standard_error is None:
-        return "not run"
-    average = f"{100 * row.average:.2f}"
-    if row.best:
-        average = f"{_BOLD}{average}{_END}"
-    return f"{average} ± {100 * row.standard_error:.2f}"
-
-
-def _csv(rows: Sequence[Row], tasks: Sequence[str]) -> str:
-    text = io.StringIO()
-    columns = list(_object(Row("", "", None, "", None, None), tasks))
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(_object(row, tasks) for row in rows)
-    return text.getvalue()
-
-
-def _json(rows: Sequence[Row], tasks: Sequence[str]) -> str:
-    return json.dumps([_object(row, tasks) for row in rows], indent=2, allow_nan=False) + "\n"
-
-
-def _object(row: Row, tasks: Sequence[str]) -> dict[str, object]:
-    value, low, high = row.vs_gptq or (None, None, None)
-    return {
-        "key": row.key,
-        "status": "not run" if row.average is None else "done",
-        "kind": row.kind,
-        "merge": row.merge,
-        "method": row.method,
-        "target": row.target,
-        "bits": row.bits,
-        "seed": row.seed,
-        "settings": row.settings,
-        "bits_per_weight": row.bits_per_weight,
-        **{f"accuracy_{task}": row.accuracy.get(task) for task in tasks},
-        "average": row.average,
-        "average_standard_error": row.standard_error,
-        "normalised": row.normalised,
-        "vs_gptq": value,
-        "vs_gptq_low": low,
-        "vs_gptq_high": high,
-    }
-
-
-FORMATS: dict[str, Callable[[Sequence[Row], Sequence[str]], str]] = {
-    "md": _markdown,
-    "csv": _csv,
-    "latex": _latex,
-    "json": _json,
-}
+def _fields(folder: RunFolder, row: Row, shown: Sequence[Column]) -> dict[str, object]:
+    fields = {name: value for column in shown for name, value in column.fields(row).items()}
+    pinned = all(record.pinned for record in row.records) if row.records else None
+    return {**fields, "pinned": pinned, "rehearsal": folder.manifest.rehearsal}

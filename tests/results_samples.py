@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -32,6 +33,9 @@ def make_record(correct: Correct, name: str = "cell", **changes: Any) -> Record:
         "key": make_key(name),
         "suite": "toy",
         "suite_version": 1,
+        "device": "cpu",
+        "dtype": "float32",
+        "pinned": True,
         "kind": "method",
         "merge": "ties",
         "method": "gptq",
@@ -60,6 +64,20 @@ def make_folder(path: Path, *cells: tuple[Record, Correct], **manifest: Any) -> 
     for record, correct in cells:
         folder.append(record, correct)
     return folder
+
+
+def command(module: Any, *arguments: object) -> int:
+    """The exit status of a command of one `cli_*` module."""
+    parser = argparse.ArgumentParser()
+    module.add_to(parser.add_subparsers(required=True))
+    options = parser.parse_args([str(argument) for argument in arguments])
+    return int(options.command(options))
+
+
+def asking(*cells: tuple[Record, Correct]) -> dict[str, Any]:
+    """What a manifest's `asked` holds where these cells were asked for."""
+    names = ("key", "kind", "merge", "method", "target", "bits")
+    return {"cells": [{name: getattr(record, name) for name in names} for record, _ in cells]}
 
 
 def make_cell(

@@ -21,7 +21,7 @@ def test_a_record_survives_the_way_to_json_and_back() -> None:
 def test_json_has_sorted_keys_and_names_its_schema() -> None:
     data = json.loads(make_cell("a")[0].to_json())
     assert list(data) == sorted(data)
-    assert data["schema"] == 1
+    assert data["schema"] == 2
 
 
 @pytest.mark.parametrize(
@@ -40,13 +40,49 @@ def test_json_has_sorted_keys_and_names_its_schema() -> None:
         {"seconds": {"merge": -1.0}},
         {"method": "two\nlines"},
         {"colour": "blue"},
-        {"schema": 2},
+        {"schema": 1},
+        {"device": "tpu"},
+        {"dtype": "float64"},
+        {"pinned": None},
+        {"bits": 2**60},
+        {"packed_bytes": 10**400},
+        {"seconds": {"merge": 1e300}},
+        {"axes": {"layers": "two\nlines"}},
+        {"suite": "../elsewhere"},
+        {"tasks": {"/etc/passwd": {"value": 0.5, "samples": 10}}, "average": 0.5},
+        {"tasks": {"a/../b": {"value": 0.5, "samples": 10}}, "average": 0.5},
+        {"tasks": {"digits@prediction": {"value": 0.5, "samples": 10}}, "average": 0.5},
+        {"tasks": {"digits": {"value": -0.5, "samples": 10}}, "average": -0.5},
+        {"tasks": {"digits": {"value": 0.5, "samples": 10**9}}, "average": 0.5},
+        {"tasks": {name: {"value": 0.5, "samples": 6_000_000} for name in "ab"}, "average": 0.5},
+        {"samples_sha256": "0"},
     ],
     ids=str,
 )
 def test_a_bad_field_is_refused(changes: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         make_cell("a", **changes)
+
+
+@pytest.mark.parametrize("field", ["device", "dtype", "pinned"])
+def test_where_a_number_was_made_has_no_default(field: str) -> None:
+    fields = make_cell("a")[0].model_dump()
+    del fields[field]
+    with pytest.raises(ValidationError, match=f"{field}\n  Field required"):
+        Record(**fields)
+
+
+def test_a_correlation_may_be_negative() -> None:
+    task = {"metric": "spearman", "value": -0.25, "samples": 10}
+    assert make_cell("a", tasks={"sts": task}, average=-0.25)[0].tasks["sts"].value == -0.25
+
+
+def test_a_sealed_record_shows_every_change() -> None:
+    record = make_cell("a")[0].sealed("0" * 64)
+    assert record.record_sha256 == record.digest()
+    assert Record.from_json(record.to_json().encode()).digest() == record.digest()
+    for change in ({"seed": 1}, {"samples_sha256": "1" * 64}, {"peak_memory_bytes": 1001}):
+        assert record.model_copy(update=change).digest() != record.digest()
 
 
 def test_an_average_within_round_off_of_the_mean_is_accepted() -> None:
@@ -56,11 +92,16 @@ def test_an_average_within_round_off_of_the_mean_is_accepted() -> None:
 @pytest.mark.parametrize(
     ("line", "complaint"),
     [
-        ('{"schema": 2}', "schema: Input should be 1, not 2"),
-        ("{}", "key: Field required"),
-        ("[1, 2]", "Input should be an object"),
-        ('{"key": NaN', "Invalid JSON"),
+        ('{"schema": 3}', "schema: must be a whole number from 1 to 2, not '3'"),
+        ('{"schema": true}', "schema: must be a whole number"),
+        ('{"schema": "2"}', "schema: must be a whole number"),
+        ('{"schema": 2}', "key: Field required"),
+        ("{}", "schema: Field required"),
+        ("[1, 2]", "Input should be an object, not list"),
+        ('{"schema": 2, "key": NaN}', "Invalid JSON"),
+        ('{"schema": 2, "average": 1e999}', "holds a number that is not finite"),
         ("", "Invalid JSON"),
+        ("[" * 100_000, "Invalid JSON: recursion limit"),
     ],
 )
 def test_a_bad_line_is_explained_in_one_line(line: str, complaint: str) -> None:
@@ -86,6 +127,14 @@ def test_json_numbers_as_strings_are_refused() -> None:
 def test_a_record_can_not_be_changed() -> None:
     with pytest.raises(ValidationError):
         make_cell("a")[0].average = 1.0
+
+
+def test_a_complaint_holds_nothing_that_a_terminal_obeys() -> None:
+    data = json.loads(make_cell("a")[0].to_json())
+    with pytest.raises(ResultError, match=r"\?\[2J.*not permitted") as caught:
+        Record.from_json(json.dumps({**data, "\x1b[2J" + "a" * 1000: 1}).encode())
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 200
 
 
 def test_a_manifest_lists_the_cells_it_was_asked_for() -> None:

@@ -1,0 +1,67 @@
+"""The words of the figures: title, caption and what is said to those who can't see them."""
+
+from __future__ import annotations
+
+from typing import Final, Literal, NamedTuple
+
+Kind = Literal["bits", "recovery", "tasks", "deviations", "anchor", "search"]
+
+
+class Words(NamedTuple):
+    """Templates for `str.format`."""
+
+    title: str
+    caption: str
+    alt: str
+
+
+WORDS: Final[dict[Kind, Words]] = {
+    "bits": Words(
+        "What fewer bits cost, and what each method keeps",
+        "Average {score} in percent by nominal bits, one panel per merge; bars are 95 % intervals of the "
+        "test samples ({samples}). Grey lines: the experts, the merged model and the base model in full "
+        "precision. Filled markers, solid lines: expert target; hollow, dashed: merged target; dotted: "
+        "two-step controls; dashes at “full”: full-precision controls. A triangle at the lower edge: "
+        "below it, at the number beside.",
+        "Average {score} of {count} methods and controls by bits. The numbers are in the comparison table.",
+    ),
+    "recovery": Words(
+        "How much of what merging lost is won back",
+        "Recovery in percent, (method − merged) / (experts − merged) of the averages: 0 is the "
+        "full-precision merged model, 100 the experts. Bars are 95 % intervals of the paired difference to "
+        "the merged model, the gap taken as known ({samples}). A triangle at the left edge: below it, at "
+        "the number beside.",
+        "Recovery of {count} methods by merge and bits. The numbers are in the comparison table.",
+    ),
+    "tasks": Words(
+        "Task by task: {merge}, {bits} bits",
+        "Value on each task in percent ({score}), {merge} at {bits} bits; n is the number of test "
+        "samples. Lines: the task's expert (solid) and the merged model in full precision (dashed). Blue "
+        "bars: expert target; grey: merged target; hatched: two-step controls.",
+        "Bars of every method on each task, {merge} at {bits} bits. The numbers are in the table of tasks.",
+    ),
+    "deviations": Words(
+        "Two deviations, layer by layer: {merge}, {bits} bits",
+        "Mean squared deviation of each layer's outputs on the calibration samples, as a multiple of the "
+        "merging deviation of the same layer and inputs (experts' against merged weights). Above: from "
+        "the merged weights (quantisation); below: from the experts' weights (expert-relative). {layers} "
+        "layers; {merge} at {bits} bits; logarithmic. Triangles at the upper edge: above it; the "
+        "largest has its number.",
+        "Quantisation and expert-relative deviation of {layers} layers for every method, {merge} at "
+        "{bits} bits. The numbers are in the figure's CSV file.",
+    ),
+    "anchor": Words(
+        "What the anchor does",
+        "Average {score} in percent by anchor strength, for cells that differ in the anchor alone; bars "
+        "are 95 % intervals of the test samples ({samples}). Strengths are spaced evenly.",
+        "Average {score} by anchor strength. The numbers are in the comparison table.",
+    ),
+    "search": Words(
+        "How the anchor was chosen, without a label",
+        "The label-free search behind the defaults, not a result: mean squared distance of the quantised "
+        "model's features to those of the task's expert, on training samples that calibration did not "
+        "use; lower is better. One line per mixing, at {bits} bits; strengths are spaced evenly.",
+        "Distance to the experts' features by anchor strength, one line per mixing. The numbers are in "
+        "the figure's CSV file.",
+    ),
+}
