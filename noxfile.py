@@ -13,7 +13,8 @@ nox.options.reuse_existing_virtualenvs = True
 nox.options.sessions = ["tests", "lint"]
 
 QUICKSTART = Path("runs") / "quickstart"
-GOLDEN = Path("results") / "golden" / "micro-clip-8"
+REHEARSAL = Path("runs") / "rehearsal"
+GOLDEN = Path("results") / "golden"
 SOURCES = ["epmq", "baselines", "benchmarks", "results", "tests", "noxfile.py"]
 OFFLINE = {
     "HF_HUB_OFFLINE": "1",
@@ -47,7 +48,7 @@ def tests(session: nox.Session) -> None:
 @nox.session
 def lint(session: nox.Session) -> None:
     """Check style, format and types."""
-    install(session, "test", "lint")
+    install(session, "test", "lint", "browser")
     session.run("ruff", "check", *SOURCES)
     session.run("ruff", "format", "--check", *SOURCES)
     session.run("mypy")
@@ -64,6 +65,49 @@ def regression(session: nox.Session) -> None:
 
 
 @nox.session
+def report(session: nox.Session) -> None:
+    """Test the HTML report in headless Chromium (Debian: chromium, chromium-driver)."""
+    install(session, "test", "browser")
+    session.run("pytest", "tests/test_results_report_browser.py", *session.posargs)
+
+
+@nox.session(name="check-submission")
+def check_submission(session: nox.Session) -> None:
+    """Judge a contributed results folder; arguments: its path, and --cells N."""
+    install(session)
+    session.run("python", "-m", "benchmarks.submission", *session.posargs)
+
+
+@nox.session
+def rehearsal(session: nox.Session) -> None:
+    """Run the paper's CLIP suites end to end against a local replica of the hub with made-up stand-ins."""
+    install(session, "test")
+    session.run("python", "-m", "tests.hub.rehearse", "--out", str(REHEARSAL), *session.posargs)
+
+
+@nox.session(name="clip_vit_b32")
+def clip_vit_b32(session: nox.Session) -> None:
+    """Reproduce the paper's comparison on CLIP ViT-B/32 with 8 tasks: downloads, wants a GPU."""
+    reproduce(session, "clip-vit-b32-8")
+
+
+@nox.session(name="clip_vit_l14")
+def clip_vit_l14(session: nox.Session) -> None:
+    """Reproduce the paper's comparison on CLIP ViT-L/14 with 20 tasks: downloads, wants a GPU."""
+    reproduce(session, "clip-vit-l14-20")
+
+
+def reproduce(session: nox.Session, suite: str) -> None:
+    """Run a suite's default comparison from the hub, and put it beside the paper's numbers."""
+    session.install("--prerelease=disallow", "-e", ".")
+    out = str(Path("runs") / suite)
+    session.run("epmq", "run", suite, *session.posargs, "--out", out)
+    session.run("epmq", "table", out, "--save")
+    session.run("epmq", "compare", out)
+    session.run("epmq", "report", out)
+
+
+@nox.session
 def oracles(session: nox.Session) -> None:
     """Compare with llm-compressor and fusion-bench, which this session installs (large)."""
     install(session, "test", "oracles")
@@ -72,9 +116,13 @@ def oracles(session: nox.Session) -> None:
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """Time GPTQ's factorisation and column loop against the textbook form."""
+    """Measure speed (GPTQ, evaluation, E-PMQ over GPTQ) and memory at full size (writes 15 GB)."""
     install(session)
-    session.run("python", "-m", "benchmarks.bench", *session.posargs)
+    folder = str(Path("runs") / "bench")
+    session.run("python", "-m", "benchmarks.bench.gptq", *session.posargs)
+    session.run("python", "-m", "benchmarks.bench.together")
+    session.run("python", "-m", "benchmarks.bench.pipeline", "--folder", folder)
+    session.run("python", "-m", "benchmarks.bench.memory", "--folder", folder)
 
 
 @nox.session(name="train-micro")

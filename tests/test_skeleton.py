@@ -19,7 +19,11 @@ SUITES = sorted((ROOT / "benchmarks" / "suites").glob("*.json"))
 DATA = ROOT / "benchmarks" / "micro_clip_8" / "data"
 DATASETS = sorted(path.name for path in DATA.iterdir() if path.is_dir())
 TEXT = {".py", ".md", ".toml", ".json", ".jsonl", ".cff", ".csv", ".tex", ""}
-MAX_TREE_BYTES = 30_000_000
+MAX_TREE_BYTES = {  # the first folder that holds a file counts it
+    "benchmarks/micro_clip_8": 30_000_000,
+    "results": 6_000_000,
+    "": 3_000_000,
+}
 MAX_LINES = 400
 
 MAY_IMPORT = {
@@ -51,7 +55,7 @@ def imported(source: str) -> set[str]:
 
 
 def bundled(suite: dict[str, Any]) -> list[dict[str, Any]]:
-    return [task for task in suite["tasks"] if task["dataset"]["path"].startswith("package:")]
+    return [task for task in suite["tasks"] if task.get("dataset", {}).get("path", "").startswith("package:")]
 
 
 def rows(folder: Path, split: str) -> int:
@@ -81,7 +85,11 @@ def test_nothing_refers_outside_the_repository() -> None:
 
 
 def test_the_tree_is_small() -> None:
-    assert sum(path.stat().st_size for path in tree()) <= MAX_TREE_BYTES
+    sizes = dict.fromkeys(MAX_TREE_BYTES, 0)
+    for path in tree():
+        name = path.relative_to(ROOT).as_posix()
+        sizes[next(folder for folder in MAX_TREE_BYTES if name.startswith(folder))] += path.stat().st_size
+    assert not {folder: size for folder, size in sizes.items() if size > MAX_TREE_BYTES[folder]}
 
 
 def test_source_files_are_short() -> None:
