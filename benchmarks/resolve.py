@@ -23,7 +23,8 @@ TOKENIZER = (
     "vocab.json",
     "merges.txt",
 )
-WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin", "pytorch_model.bin.index.json")
+WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model.bin", "*.pt")
+PICKLED = (".bin", ".pt")  # the second as task_vectors and TALL-masks publish their experts
 BASE_FILES = {
     "transformers": ("config.json", "preprocessor_config.json", *TOKENIZER, *WEIGHTS),
     "open_clip": ("open_clip_config.json", "open_clip_model.safetensors", *TOKENIZER),
@@ -55,7 +56,7 @@ def chosen(names: Iterable[str], patterns: Sequence[str]) -> list[str]:
     """The names of a repository's top folder that match; no pickled weights where there are safetensors."""
     found = [n for n in sorted(names) if "/" not in n and any(fnmatchcase(n, p) for p in patterns)]
     safe = any(name.endswith(".safetensors") for name in found)
-    return [n for n in found if not (safe and n.endswith((".bin", ".bin.index.json")))]
+    return [n for n in found if not (safe and n.endswith(PICKLED))]
 
 
 def model(where: str, patterns: Sequence[str], revision: str | None = None) -> RepoLock:
@@ -66,7 +67,7 @@ def model(where: str, patterns: Sequence[str], revision: str | None = None) -> R
     """
     found = hub.listing(where, "model", revision)
     names = chosen(found.sizes, patterns)
-    if not any(name.endswith((".safetensors", ".bin")) for name in names):
+    if not any(name.endswith((".safetensors", *PICKLED)) for name in names):
         raise UserError(f"model {where} holds no weights at commit {found.revision[:12]}; correct the suite")
     return hub.described(found, "model", names)
 

@@ -68,7 +68,7 @@ class Written:
     def write_experts(self, folder: Path, layout: Callable[[State], State], name: str) -> Path:
         for task, state in self.experts.items():
             (folder / task).mkdir(parents=True)
-            if name.endswith(".bin"):
+            if name.endswith((".bin", ".pt")):
                 torch.save(layout(state), folder / task / name)
             else:
                 save_file(layout(state), folder / task / name)

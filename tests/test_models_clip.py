@@ -65,7 +65,7 @@ LAYOUTS: dict[str, tuple[str, Callable[[State], State], str]] = {
     "visual": ("open_clip", visual, "model.safetensors"),
     "open_clip": ("open_clip", tiny_clip.as_open_clip, "model.safetensors"),
     "ImageEncoder": ("open_clip", in_image_encoder, "model.safetensors"),
-    "ImageEncoder, pickle": ("open_clip", in_image_encoder, "pytorch_model.bin"),
+    "ImageEncoder, pickle": ("open_clip", in_image_encoder, "nonlinear_finetuned.pt"),
 }
 
 
