@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -17,6 +18,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, required=True, help="where the content is kept between calls")
     parser.add_argument("--port", type=int, default=0, help="0: any that is free")
     given = parser.parse_args()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # shells start background jobs that ignore it
     content = build(given.folder)
     with suppress(KeyboardInterrupt), Hub(content, given.port) as hub:
         print(f"content   {content}")
