@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from benchmarks import cache
-from benchmarks.suites import PACKAGE, Suite, fingerprint, on_hub
+from benchmarks.suites import PACKAGE, Suite, fingerprint, first_complaint, on_hub
 from epmq.errors import UserError
 
 FOLDER = PACKAGE / "locks"
@@ -93,9 +93,8 @@ def read(path: Path) -> Lock:
     except OSError as error:
         raise UserError(f"{path}: cannot read the lock: {error.strerror}; check --lock") from error
     except ValidationError as error:
-        first = error.errors()[0]
-        where = f"field {'.'.join(map(str, first['loc']))}: " if first["loc"] else ""
-        raise UserError(f"{path}: {where}{first['msg']}; restore the lock or run 'epmq pin' again") from error
+        remedy = "restore the lock or run 'epmq pin' again"
+        raise UserError(f"{path}: {first_complaint(error)}; {remedy}") from error
 
 
 def refuse_other(lock: Lock, suite: Suite, path: Path) -> None:

@@ -190,9 +190,14 @@ def load(name: str) -> Suite:
     except OSError as error:
         raise UserError(f"{file}: cannot read the suite file: {error.strerror}; check the path") from error
     except ValidationError as error:
-        first = error.errors()[0]
-        where = f"field {'.'.join(map(str, first['loc']))}: " if first["loc"] else ""
-        raise UserError(f"{file}: {where}{first['msg']}; correct the suite file") from error
+        raise UserError(f"{file}: {first_complaint(error)}; correct the suite file") from error
+
+
+def first_complaint(error: ValidationError) -> str:
+    """The first thing that a form refuses, with its field."""
+    first = error.errors()[0]
+    where = f"field {'.'.join(map(str, first['loc']))}: " if first["loc"] else ""
+    return f"{where}{first['msg']}"
 
 
 def locate(path: str) -> Path:

@@ -12,6 +12,7 @@ from typing import Final
 
 from results.captions import WORDS, Kind
 from results.folder import RunFolder
+from results.formats import csv_text
 from results.outcomes import outcomes
 from results.records import Record
 from results.rows import Row, comparison, recovered
@@ -292,3 +293,8 @@ def _search(folder: RunFolder) -> Iterator[FigureData]:
     if points:
         bits = " or ".join(str(bits) for bits in sorted({trial.bits for trial in trials(folder)}))
         yield _figure("search", "anchor-search", points, [], bits=bits)
+
+
+def data_csv(data: FigureData) -> str:
+    """Return the points of a figure as CSV."""
+    return csv_text(list(data.points[0]), data.points)

@@ -13,10 +13,9 @@ from matplotlib.figure import Figure
 
 from results import draw_average, draw_lines, draw_tasks
 from results.captions import Kind
-from results.figure_data import FigureData, figure_data
+from results.figure_data import FigureData, data_csv, figure_data
 from results.files import os_errors, refuse_link, write_atomically
 from results.folder import RunFolder
-from results.formats import csv_text
 from results.style import RC
 
 _DPI: Final = 160
@@ -41,11 +40,6 @@ def drawn(data: FigureData, fmt: Literal["svg", "png"]) -> bytes:
         buffer = io.BytesIO()
         figure.savefig(buffer, format=fmt, dpi=_DPI, metadata=metadata)
     return buffer.getvalue()
-
-
-def data_csv(data: FigureData) -> str:
-    """Return the points of a figure as CSV."""
-    return csv_text(list(data.points[0]), data.points)
 
 
 def save(folder: RunFolder) -> list[Path]:

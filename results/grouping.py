@@ -10,6 +10,8 @@ from results.folder import RunFolder
 from results.records import Axis, Record
 
 Group = tuple[Record, ...]
+# the fields of the quantisation grid, which two cells that are compared must share
+GRID_AXES = ("group_size", "symmetric", "act_order", "block_size", "fit_scales_on", "scale_dtype")
 
 
 def grouped(folder: RunFolder) -> list[Group]:
@@ -79,3 +81,16 @@ def _distinct(one: Mapping[str, object], others: Mapping[str, Mapping[str, objec
         name for name in sorted(one) if len({json.dumps(other.get(name)) for other in others.values()}) > 1
     ]
     return ", ".join(f"{name}={one[name]}" for name in varying)
+
+
+def basis(record: Record) -> tuple[object, ...]:
+    """Return what two cells that are compared must share: merge, bits, grid, device, test samples."""
+    grid = [record.axes.get(axis) for axis in GRID_AXES]
+    samples = {task: (result.metric, result.samples) for task, result in record.tasks.items()}
+    named = (record.merge, record.merge_options, record.bits, record.device, record.dtype)
+    return (*named, grid, samples)
+
+
+def shared_axes(record: Record, other: Record) -> int:
+    """Return how many axes two cells have in common; of several partners the one that shares most counts."""
+    return len(record.axes.items() & other.axes.items())

@@ -6,13 +6,10 @@ from collections.abc import Callable
 from functools import cached_property
 
 from results.folder import RunFolder
-from results.grouping import Group, code_hashes, grouped, settings
+from results.grouping import Group, basis, code_hashes, grouped, settings, shared_axes
 from results.outcomes import outcomes
 from results.records import Record
 from results.stats import Difference, Outcome, hierarchical_bootstrap
-
-# the fields of the quantisation grid, which two cells that are compared must share
-GRID_AXES = ("group_size", "symmetric", "act_order", "block_size", "fit_scales_on", "scale_dtype")
 
 
 class Run:
@@ -48,9 +45,9 @@ class Run:
         found = [
             other
             for other in self.groups
-            if wanted(other[0]) and _basis(other[0]) == _basis(first) and pairs(group, other)
+            if wanted(other[0]) and basis(other[0]) == basis(first) and pairs(group, other)
         ]
-        return max(found, key=lambda other: (_shared(first, other[0]), other[0].key), default=None)
+        return max(found, key=lambda other: (shared_axes(first, other[0]), other[0].key), default=None)
 
     def difference(self, group: Group, other: Group) -> Difference:
         """Return the paired difference of two groups' averages over their common seeds, as fractions."""
@@ -68,14 +65,3 @@ def pairs(group: Group, other: Group) -> list[tuple[Record, Record]]:
 def _order(group: Group) -> tuple[object, ...]:
     first = group[0]
     return first.merge or "", -(first.bits or 99), first.method, first.key
-
-
-def _basis(record: Record) -> tuple[object, ...]:
-    grid = [record.axes.get(axis) for axis in GRID_AXES]
-    samples = {task: (result.metric, result.samples) for task, result in record.tasks.items()}
-    named = (record.merge, record.merge_options, record.bits, record.device, record.dtype)
-    return (*named, grid, samples)
-
-
-def _shared(record: Record, other: Record) -> int:
-    return len(record.axes.items() & other.axes.items())

@@ -19,8 +19,8 @@ from pydantic import JsonValue
 from results.claims import READINGS
 from results.columns import columns
 from results.compare import compare
-from results.figure_data import FigureData, figure_data
-from results.figures import data_csv, drawn
+from results.figure_data import FigureData, data_csv, figure_data
+from results.figures import drawn
 from results.files import os_errors, write_atomically
 from results.folder import RunFolder
 from results.formats import Table, Text

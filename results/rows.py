@@ -8,13 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from results.folder import RunFolder
-from results.grouping import Group, code_hashes, grouped, settings
+from results.grouping import Group, basis, code_hashes, grouped, settings, shared_axes
 from results.outcomes import outcomes
 from results.records import AskedCell, Record, TaskResult
 from results.stats import Difference, hierarchical_bootstrap, holm, paired_test, standard_error
-
-# the fields of the quantisation grid, which a cell and the GPTQ cell it is compared with must share
-_SPEC_AXES = ("group_size", "symmetric", "act_order", "block_size", "fit_scales_on", "scale_dtype")
 
 
 @dataclass(frozen=True)
@@ -174,23 +171,17 @@ def _gptq_partner(row: Row, rows: Sequence[Row]) -> Row | None:
     partners = [
         other
         for other in rows
-        if _is_plain_gptq(other) and _pairing(other) == _pairing(row) and _pairs(row, other)
+        if _is_plain_gptq(other) and basis(other.records[0]) == basis(row.records[0]) and _pairs(row, other)
     ]
-    return max(partners, key=lambda other: (_shared(row, other), other.key), default=None)
+    return max(
+        partners,
+        key=lambda other: (shared_axes(row.records[0], other.records[0]), other.key),
+        default=None,
+    )
 
 
 def _is_plain_gptq(row: Row) -> bool:
     return (row.method, row.target) == ("gptq", "merged")
-
-
-def _shared(row: Row, other: Row) -> int:
-    return len(row.records[0].axes.items() & other.records[0].axes.items())
-
-
-def _pairing(row: Row) -> tuple[object, ...]:
-    first = row.records[0]
-    grid = [first.axes.get(axis) for axis in _SPEC_AXES]
-    return first.merge, first.merge_options, first.bits, first.device, first.dtype, grid, _samples(first)
 
 
 def _order(row: Row) -> tuple[object, ...]:

@@ -85,11 +85,16 @@ def notes(folder: RunFolder, rows: Sequence[Row]) -> list[str]:
     return found
 
 
+def table_file(folder: RunFolder, fmt: str) -> Path:
+    """Return where the table of a format is saved."""
+    return folder.path / f"table.{'tex' if fmt == 'latex' else fmt}"
+
+
 def save(folder: RunFolder) -> list[Path]:
     """Write the table in every format beside the records, as `table.md` and so on; returns the paths."""
     paths = []
     for fmt in FORMATS:
-        path = folder.path / f"table.{'tex' if fmt == 'latex' else fmt}"
+        path = table_file(folder, fmt)
         with os_errors(folder.path, f"write {path.name} there"):
             write_atomically(path, render(folder, fmt).encode())
         paths.append(path)

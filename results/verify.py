@@ -16,12 +16,11 @@ from tabulate import tabulate
 
 from results import samples
 from results.errors import ResultError
-from results.figure_data import figure_data
+from results.figure_data import data_csv, figure_data
 from results.files import os_errors, read_bounded, refuse_link
 from results.folder import RunFolder
-from results.formats import csv_text
 from results.records import SCHEMA, Record
-from results.tables import FORMATS, render
+from results.tables import FORMATS, render, table_file
 
 _TOLERANCE = 1e-9
 _MAX_MADE = 1 << 26  # bytes of a table or of a figure's data
@@ -215,7 +214,7 @@ def _alike(cells: Sequence[_Cell]) -> Point:
 
 
 def _tables(folder: RunFolder) -> Point:
-    files = {folder.path / f"table.{'tex' if fmt == 'latex' else fmt}": fmt for fmt in FORMATS}
+    files = {table_file(folder, fmt): fmt for fmt in FORMATS}
     there = {file: fmt for file, fmt in files.items() if os.path.lexists(file)}
     failures = [_difference(file, partial(render, folder, fmt)) for file, fmt in there.items()]
     return Point("saved tables", len(there), tuple(filter(None, failures)))
@@ -228,7 +227,7 @@ def _figures(folder: RunFolder) -> Point:
     try:
         with os_errors(folder.path / "figures", "read the figures"):
             refuse_link(folder.path / "figures")
-        texts = {data.name: csv_text(list(data.points[0]), data.points) for data in figure_data(folder)}
+        texts = {data.name: data_csv(data) for data in figure_data(folder)}
     except ResultError as error:
         return Point("data of saved figures", len(there), (str(error),))
     failures = [_difference(file, partial(texts.get, file.stem)) for file in there]

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from results.figure_data import figure_data
-from results.figures import data_csv
+from results.figure_data import data_csv, figure_data
 from results.folder import RunFolder
 from results.tables import FORMATS, render
 

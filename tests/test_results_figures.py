@@ -16,8 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from results.errors import ResultError
-from results.figure_data import FigureData, figure_data
-from results.figures import data_csv, drawn, save
+from results.figure_data import FigureData, data_csv, figure_data
+from results.figures import drawn, save
 from results.folder import RunFolder
 from results.outcomes import outcomes
 from results.records import LayerResult, Record
