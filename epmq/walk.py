@@ -1,7 +1,7 @@
 """The calibration walk: block by block, gather moments, pose each layer's problem, write its solution.
 
-Hidden states at the boundary of the current block are all the activations that are kept. Experts are read
-block by block into one scratch block. The walk never looks at labels.
+The states at the boundary of the current block, batch by batch, are all the activations that are kept.
+Experts are read block by block into one scratch block. The walk never looks at labels.
 """
 
 from __future__ import annotations
@@ -10,20 +10,24 @@ import copy
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from epmq.calibration import Calibration
 from epmq.errors import UserError
+from epmq.layers import group_name, layer_groups
 from epmq.merge import Checkpoint
 from epmq.moments import Moments
 from epmq.problem import LayerProblem
-from epmq.tower import SharedInput, Tower
+from epmq.tower import SharedInput, State, Tower
 from epmq.weight import QuantizedWeight
 
 Solver = Callable[[LayerProblem], QuantizedWeight | Tensor]
+Batches = Tensor | Sequence[Any]  # model inputs: (n, ...), cut into batches by the walk, or batches
+Stream = list[State]  # one task's states, a batch each
 
 
 @dataclass(frozen=True)
@@ -61,7 +65,7 @@ def centre(problem: LayerProblem) -> Tensor:
 def walk(
     tower: Tower,
     experts: Mapping[str, Checkpoint],
-    inputs: Mapping[str, Tensor],
+    inputs: Mapping[str, Batches],
     calibration: Calibration,
     solve: Solver,
     *,
@@ -71,7 +75,8 @@ def walk(
 
     Args:
         experts: a checkpoint per task.
-        inputs: model inputs per task, ``(n, ...)``, the same tasks in the same order.
+        inputs: model inputs per task, a tensor ``(n, ...)`` or a sequence of batches, the same tasks in the
+            same order.
         solve: turns a layer problem into a quantised weight, or a dense matrix (:func:`centre`).
 
     Raises:
@@ -80,42 +85,46 @@ def walk(
     _check(experts, inputs)
     chosen = layer_groups(tower, calibration.layers)
     clock = time.perf_counter()
-    streams = {task: _in_batches(tower.stem, x, batch_size) for task, x in inputs.items()}
+    stem = copy.deepcopy(tower.stem)
+    for name in (n for n, (part, _) in chosen.items() if part == "stem"):
+        yield _solve_embedding(name, tower, solve)
+    source = stem if calibration.source == "merged" else tower.stem
+    streams = {task: _through(source, _batches(x, batch_size)) for task, x in inputs.items()}
     expert_streams = dict(streams)
     if calibration.follows_experts:
-        stem = copy.deepcopy(tower.stem)
         for task, x in inputs.items():
             tower.load(stem, "stem", experts[task])
-            expert_streams[task] = _in_batches(stem, x, batch_size)
-    for index, block in enumerate(tower.blocks):
+            expert_streams[task] = _through(stem, _batches(x, batch_size))
+    del stem
+    for index, (path, block) in enumerate(_parts(tower)):
         source = block if calibration.source != "merged" else copy.deepcopy(block)
         scratch = copy.deepcopy(block)
-        groups = [group for where, group in chosen.values() if where == index]
+        groups = [group for where, group in chosen.values() if where == path]
         # Only inputs that see this block's quantised layers have to be gathered layer after layer.
         stages = [[g] for g in groups] if calibration.source == "quantised" else [groups] if groups else []
         for stage in stages:
             gathered = {g: _Gathered.empty(block, g, calibration) for g in stage}
-            for task, hidden in streams.items():
-                tower.load(scratch, f"blocks.{index}", experts[task])
-                pair = (source, hidden), (scratch, expert_streams[task])
-                _gather_task(gathered, pair, calibration, batch_size)
+            for task, states in streams.items():
+                tower.load(scratch, path, experts[task])
+                pair = (source, states), (scratch, expert_streams[task])
+                _gather_task(gathered, pair, calibration, partial(tower.valid, index))
             elapsed = (time.perf_counter() - clock) / len(stage)
             for group in stage:
                 yield _solve_group(
-                    _name(index, group), block, group, gathered[group], calibration, solve, elapsed
+                    group_name(path, group), block, group, gathered[group], calibration, solve, elapsed
                 )
             clock = time.perf_counter()
-        if index + 1 == len(tower.blocks):
+        if path == "head" or not _later(chosen, index, len(tower.blocks)):
             return
         for task in streams:
             if calibration.source != "expert":
-                streams[task] = _in_batches(source, streams[task], batch_size)
+                streams[task] = _through(source, streams[task])
             if calibration.follows_experts:
-                tower.load(scratch, f"blocks.{index}", experts[task])
-                expert_streams[task] = _in_batches(scratch, expert_streams[task], batch_size)
+                tower.load(scratch, path, experts[task])
+                expert_streams[task] = _through(scratch, expert_streams[task])
 
 
-def _check(experts: Mapping[str, Checkpoint], inputs: Mapping[str, Tensor]) -> None:
+def _check(experts: Mapping[str, Checkpoint], inputs: Mapping[str, Batches]) -> None:
     if list(experts) != list(inputs):
         raise UserError(
             f"experts are of tasks {list(experts)}, calibration inputs of {list(inputs)}; they must agree"
@@ -125,25 +134,22 @@ def _check(experts: Mapping[str, Checkpoint], inputs: Mapping[str, Tensor]) -> N
             raise UserError(f"task {task!r} has no calibration sample; give at least one")
 
 
-def layer_groups(tower: Tower, pattern: str = "*") -> dict[str, tuple[int, SharedInput]]:
-    """Block index and paths of every layer group whose name matches, by name, in the order of the walk.
-
-    Raises:
-        UserError: nothing matches.
-    """
-    named = {_name(i, group): (i, group) for i in range(len(tower.blocks)) for group in tower.groups}
-    found = {name: where for name, where in named.items() if fnmatchcase(name, pattern)}
-    if not found:
-        raise UserError(f"layers {pattern!r} matches no layer; the first is {next(iter(named))!r}")
-    return found
+def _parts(tower: Tower) -> list[tuple[str, nn.Module]]:
+    """The blocks and the head, with their paths."""
+    return [*((f"blocks.{i}", block) for i, block in enumerate(tower.blocks)), ("head", tower.head)]
 
 
-def _name(index: int, group: SharedInput) -> str:
-    return f"blocks.{index}." + "+".join(group)
+def _later(chosen: Mapping[str, tuple[str, SharedInput]], index: int, blocks: int) -> bool:
+    """Whether a part after block ``index`` has layers to quantise (with all blocks walked, only the head)."""
+    return index + 1 < blocks or any(part == "head" for part, _ in chosen.values())
 
 
-def _in_batches(module: nn.Module, x: Tensor, batch_size: int) -> Tensor:
-    return torch.cat([module(part) for part in x.split(batch_size)])
+def _batches(x: Batches, batch_size: int) -> Sequence[Any]:
+    return x.split(batch_size) if isinstance(x, Tensor) else x
+
+
+def _through(module: nn.Module, batches: Sequence[Any]) -> Stream:
+    return [module(batch) for batch in batches]
 
 
 def _linears(block: nn.Module, group: SharedInput) -> list[nn.Linear]:
@@ -187,16 +193,17 @@ class _Gathered:
 
 def _gather_task(
     gathered: Mapping[SharedInput, _Gathered],
-    pair: tuple[tuple[nn.Module, Tensor], tuple[nn.Module, Tensor]],
+    pair: tuple[tuple[nn.Module, Stream], tuple[nn.Module, Stream]],
     calibration: Calibration,
-    batch_size: int,
+    valid: Callable[[SharedInput, State], Tensor | None],
 ) -> None:
     """Fold one task's moments into every group: Gram of x, cross moment of x~ and x."""
-    (source, hidden), (expert, expert_hidden) = pair
+    (source, states), (expert, expert_states) = pair
     sums = {g: _Sums() for g in gathered}
-    for part, expert_part in zip(hidden.split(batch_size), expert_hidden.split(batch_size), strict=True):
-        seen = _layer_inputs(expert, expert_part, list(gathered)) if calibration.follows_experts else {}
-        own = seen if calibration.source == "expert" else _layer_inputs(source, part, list(gathered))
+    groups = list(gathered)
+    for state, expert_state in zip(states, expert_states, strict=True):
+        seen = _layer_inputs(expert, expert_state, groups, valid) if calibration.follows_experts else {}
+        own = seen if calibration.source == "expert" else _layer_inputs(source, state, groups, valid)
         for group, total in sums.items():
             total.add(own[group], seen.get(group))
     for group, total in sums.items():
@@ -248,14 +255,19 @@ def _shrunk(gram: Tensor, off_diagonal: float) -> Tensor:
 
 
 def _layer_inputs(
-    block: nn.Module, hidden: Tensor, groups: Sequence[SharedInput]
+    block: nn.Module,
+    state: State,
+    groups: Sequence[SharedInput],
+    valid: Callable[[SharedInput, State], Tensor | None],
 ) -> dict[SharedInput, Tensor]:
-    """Inputs ``(tokens, columns)`` of each group's layers; the pass stops at the last one."""
+    """Inputs ``(tokens, columns)`` of each group's layers, without padding; the pass ends at the last one."""
     seen: dict[SharedInput, Tensor] = {}
 
     def watch(group: SharedInput) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         def hook(_: nn.Module, args: tuple[Tensor, ...]) -> None:
-            seen[group] = args[0].flatten(0, -2)
+            counts = valid(group, state)
+            tokens = args[0].flatten(0, -2)
+            seen[group] = tokens if counts is None else tokens[counts.flatten()]
             if len(seen) == len(groups):
                 raise _Reached
 
@@ -263,13 +275,37 @@ def _layer_inputs(
 
     handles = [block.get_submodule(g[0]).register_forward_pre_hook(watch(g)) for g in groups]
     try:
-        block(hidden)
+        block(state)
     except _Reached:
         pass
     finally:
         for handle in handles:
             handle.remove()
     return seen
+
+
+def _solve_embedding(name: str, tower: Tower, solve: Solver) -> LayerReport:
+    """Round an embedding, row by row: its inputs are one-hot, so within a row every entry counts alike."""
+    start = time.perf_counter()
+    parameter = tower.get_parameter(f"{name}.weight")
+    table = parameter.detach().cpu().double()
+    problem = LayerProblem(table, torch.eye(table.shape[1], dtype=torch.float64), table, ())
+    solution = solve(problem)
+    dense = solution.dequantize() if isinstance(solution, QuantizedWeight) else solution.float()
+    parameter.copy_(dense)
+    return LayerReport(
+        name=name,
+        rows=table.shape[0],
+        columns=table.shape[1],
+        objective=problem.objective(dense),
+        quantisation_deviation=float(((dense.double() - table) ** 2).sum()),
+        expert_deviation=None,
+        merging_deviation=None,
+        packed_bits=solution.packed_bits if isinstance(solution, QuantizedWeight) else None,
+        warnings=(),
+        calibrate_seconds=0.0,
+        solve_seconds=time.perf_counter() - start,
+    )
 
 
 def _solve_group(

@@ -16,10 +16,11 @@ from torch import Tensor, nn
 
 import baselines
 from epmq.calibration import Calibration
+from epmq.layers import layer_groups
 from epmq.problem import LayerProblem
 from epmq.spec import QuantSpec
 from epmq.tower import Tower
-from epmq.walk import LayerReport, layer_groups, walk
+from epmq.walk import LayerReport, walk
 from epmq.weight import QuantizedWeight
 from tests.tiny_suite import TinyVisual
 

@@ -71,7 +71,7 @@ def test_checkpoint_names_are_those_of_the_state_dict(tiny_visual: TinyVisual) -
     found = {tiny_visual.tower.keys[n]: p.shape for n, p in tiny_visual.tower.named_parameters()}
     assert found == names
     assert tiny_visual.tower.shared == {"proj"}
-    assert tiny_visual.tower.groups == GROUPS
+    assert tiny_visual.tower.groups == [GROUPS] * 2
 
 
 def test_the_tower_does_not_share_memory_with_the_model(tiny_visual: TinyVisual) -> None:
