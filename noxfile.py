@@ -38,6 +38,14 @@ def quickstart(session: nox.Session) -> None:
     session.run("epmq", "table", str(QUICKSTART), "--save")
 
 
+@nox.session(name="quickstart-text")
+def quickstart_text(session: nox.Session) -> None:
+    """Run the embedded text suite's comparison and print its table; arguments go to `epmq run`."""
+    install(session, "lm")
+    session.run("epmq", "run", "micro-glue-8", *session.posargs, "--out", f"{QUICKSTART}-text")
+    session.run("epmq", "table", f"{QUICKSTART}-text", "--save")
+
+
 @nox.session
 def tests(session: nox.Session) -> None:
     """Run the tests; arguments go to pytest."""
@@ -56,12 +64,13 @@ def lint(session: nox.Session) -> None:
 
 @nox.session
 def regression(session: nox.Session) -> None:
-    """Run the fixed part of the embedded suite and compare it with the committed golden run."""
-    install(session)
-    out = Path(session.create_tmp()) / "run"
-    shutil.rmtree(out, ignore_errors=True)
-    session.run("epmq", "run", "micro-clip-8", "--comparison", "regression", "--out", str(out))
-    session.run("epmq", "check", str(out), "--golden", str(GOLDEN), *session.posargs)
+    """Run the fixed part of both embedded suites and compare it with the committed golden runs."""
+    install(session, "lm")
+    for suite in ("micro-clip-8", "micro-glue-8"):
+        out = Path(session.create_tmp()) / suite
+        shutil.rmtree(out, ignore_errors=True)
+        session.run("epmq", "run", suite, "--comparison", "regression", "--out", str(out))
+        session.run("epmq", "check", str(out), "--golden", str(GOLDEN), *session.posargs)
 
 
 @nox.session
@@ -80,7 +89,7 @@ def check_submission(session: nox.Session) -> None:
 
 @nox.session
 def rehearsal(session: nox.Session) -> None:
-    """Run the paper's CLIP suites end to end against a local replica of the hub with made-up stand-ins."""
+    """Run the paper's suites end to end against a local replica of the hub with made-up stand-ins."""
     install(session, "test")
     session.run("python", "-m", "tests.hub.rehearse", "--out", str(REHEARSAL), *session.posargs)
 
@@ -97,9 +106,15 @@ def clip_vit_l14(session: nox.Session) -> None:
     reproduce(session, "clip-vit-l14-20")
 
 
+@nox.session
+def glue(session: nox.Session) -> None:
+    """Reproduce the paper's comparison on FLAN-T5-base with GLUE: downloads, wants a GPU."""
+    reproduce(session, "flan-t5-base-glue8")
+
+
 def reproduce(session: nox.Session, suite: str) -> None:
     """Run a suite's default comparison from the hub, and put it beside the paper's numbers."""
-    session.install("--prerelease=disallow", "-e", ".")
+    session.install("--prerelease=disallow", "-e", ".[lm]")
     out = str(Path("runs") / suite)
     session.run("epmq", "run", suite, *session.posargs, "--out", out)
     session.run("epmq", "table", out, "--save")
@@ -127,6 +142,10 @@ def bench(session: nox.Session) -> None:
 
 @nox.session(name="train-micro")
 def train_micro(session: nox.Session) -> None:
-    """Train the embedded suite's base and experts again, from the bundled data."""
-    install(session)
-    session.run("python", "-m", "benchmarks.micro_clip_8.train", *session.posargs)
+    """Train the base and the experts of an embedded suite again: -- clip or -- text, then its options."""
+    install(session, "lm")
+    which, *arguments = session.posargs or ["clip"]
+    folder = {"clip": "micro_clip_8", "text": "micro_glue_8"}.get(which)
+    if folder is None:
+        session.error(f"nox -s train-micro -- clip or text, not {which}")
+    session.run("python", "-m", f"benchmarks.{folder}.train", *arguments)

@@ -50,6 +50,7 @@ class Cell:
 
     ``rounding`` is ``None`` for what is not quantised, ``calibration`` for what is not calibrated. Where the
     centre of ``calibration`` is first put in place in full precision, ``then`` calibrates its rounding.
+    ``decoder`` is what a language model's calibration reads besides the prompts; ``None`` without one.
     """
 
     method: str
@@ -62,11 +63,13 @@ class Cell:
     spec: QuantSpec | None = None
     samples: int | None = None
     seed: int = 0
+    decoder: str | None = None
 
     @property
     def axes(self) -> dict[str, Any]:
         """Every axis, flat."""
         parts: dict[str, Any] = {} if self.samples is None else {"samples": self.samples}
+        parts |= {} if self.decoder is None else {"decoder": self.decoder}
         for part in (self.calibration, self.spec):
             parts |= {} if part is None else asdict(part)
         if self.then:
@@ -84,6 +87,8 @@ class Cell:
     def key(self, context: Mapping[str, Any]) -> str:
         """16 hex digits of the hash of the cell and its context (suite, revisions, device class)."""
         described = {**asdict(self), "context": context}
+        if self.decoder is None:  # of images; their keys are older than this axis
+            del described["decoder"]
         text = json.dumps(described, sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -92,7 +97,8 @@ class Cell:
 class Request:
     """What ``epmq run`` was asked for: a cross-product, and axes that override the defaults.
 
-    ``seeds`` draw calibration samples; what is not calibrated is one cell, at seed 0.
+    ``seeds`` draw calibration samples; what is not calibrated is one cell, at seed 0. ``decoder`` is an axis
+    of text suites.
     """
 
     merge: Sequence[str]
@@ -102,6 +108,7 @@ class Request:
     controls: Sequence[str]
     samples: int
     seeds: Sequence[int] = (0,)
+    decoder: str | None = None
     merge_options: dict[str, Any] = field(default_factory=dict)
     calibration: dict[str, Any] = field(default_factory=dict)
     spec: dict[str, Any] = field(default_factory=dict)
@@ -179,6 +186,7 @@ def _calibrated(request: Request, kind: str, merge: str, recipe: Recipe, bits: i
             spec=None if bits is None else QuantSpec(bits, **request.spec),
             samples=request.samples,
             seed=seed,
+            decoder=request.decoder,
         )
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 # What needs torch is imported by the command itself, for it takes seconds.
-from benchmarks import suites
+from benchmarks import cli_lm, suites
 from epmq.calibration import Calibration
 from epmq.errors import UserError
 from epmq.spec import QuantSpec
@@ -29,7 +29,7 @@ def add_to(commands: Any) -> None:
         description="Cross-product of merges, methods, targets and bits, with the controls. What is not "
         "given comes from the suite's named comparison. After an interruption, run the same command again.",
     )
-    run.add_argument("suite", help="a suite's name (see 'epmq list') or the path of a suite file")
+    run.add_argument("suite", help="a suite's name (see 'epmq list'), the path of a suite file, or lm")
     run.add_argument("--out", type=Path, metavar="DIR", help="results folder, made if missing")
     run.add_argument(
         "--comparison", default="default", help="the suite's comparison to start from (default: default)"
@@ -44,10 +44,14 @@ def add_to(commands: Any) -> None:
     run.add_argument("--samples", type=int, metavar="N", help="calibration samples per task")
     run.add_argument("--seed", type=int, default=0, help="draw of the calibration samples (default 0)")
     run.add_argument("--seeds", type=int, default=1, metavar="N", help="so many draws from --seed on (1)")
+    cli_lm.add_to(run)
     _add_machine(run)
     axes = run.add_argument_group("axes that the paper leaves open (defaults in parentheses)")
     for name, default in {**CALIBRATION_AXES, **SPEC_AXES}.items():
         _add_axis(axes, name, default)
+    axes.add_argument(
+        "--decoder", metavar="STR", help="text: calibration reads the targets, or start (targets)"
+    )
     axes.add_argument("--scale", type=float, metavar="X", help="factor on the task vectors (0.3)")
     axes.add_argument("--keep", type=float, metavar="X", help="TIES: share of entries kept (0.2)")
     run.set_defaults(command=_run)
@@ -75,7 +79,7 @@ def _add_axis(group: Any, name: str, default: Any) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
-    suite = suites.load(options.suite)
+    suite = cli_lm.suite(options)
     chosen = suites.options(suite, options.comparison)
     chosen |= {name: getattr(options, name) for name in chosen if getattr(options, name) is not None}
     if options.out is None and not options.plan:
@@ -97,6 +101,7 @@ def _run(options: argparse.Namespace) -> int:
     request = Request(
         **chosen,
         seeds=range(options.seed, options.seed + options.seeds),
+        decoder=options.decoder,
         merge_options=_given(options, MERGE_OPTIONS),
         calibration=_given(options, CALIBRATION_AXES),
         spec=_given(options, SPEC_AXES),

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from benchmarks import clip_open_clip, clip_transformers
-from benchmarks.clip_base import Base, Encode, merged_tensors, readable, zero_shot_head
+from benchmarks.clip_base import Base, Encode, merged_tensors, zero_shot_head
 from benchmarks.preprocess import Preprocess
 from benchmarks.resolve import model_files
 from benchmarks.sources import Fetched, Sources
-from benchmarks.suites import Suite, TaskSpec
+from benchmarks.suites import ClipSuite, ImageTask
+from benchmarks.weights import readable
+from benchmarks.workbench import Models
 from epmq.checkpoint import LazyCheckpoint, check_expert, check_finite
-from epmq.tower import Tower
 
 BASE_FILE = "open_clip_model.safetensors"
 EXPERT_FILE = "model.safetensors"
@@ -26,12 +27,12 @@ T = TypeVar("T")
 class Heads:
     """Zero-shot weights of a suite's tasks, all made at the first request; then the text tower is let go."""
 
-    def __init__(self, open_text: Callable[[], Encode], tasks: Sequence[TaskSpec]) -> None:
+    def __init__(self, open_text: Callable[[], Encode], tasks: Sequence[ImageTask]) -> None:
         self._open_text: Callable[[], Encode] | None = open_text
         self._tasks = tasks
         self._made: dict[str, Tensor] = {}
 
-    def __call__(self, task: TaskSpec) -> Tensor:
+    def __call__(self, task: ImageTask) -> Tensor:
         """Weights ``(classes, dim)`` of a task, float32 with rows of length 1."""
         if self._open_text is not None:
             encode = self._open_text()
@@ -42,26 +43,19 @@ class Heads:
 
 
 @dataclass(frozen=True)
-class ClipModels:
-    """Everything of a suite that is a model.
+class ClipModels(Models):
+    """The models of a CLIP suite; the tower is the base's image tower.
 
     Attributes:
-        tower: the base's image tower, float32 on the CPU.
-        base: its merged tensors; ``experts``: the same tensors per task, read lazily.
         preprocess: a picture to the tower's input.
         head: zero-shot weights ``(classes, dim)`` of a task.
-        revisions: of the base and of the expert of each task.
     """
 
-    tower: Tower
-    base: Mapping[str, Tensor]
-    experts: dict[str, Mapping[str, Tensor]]
     preprocess: Preprocess
-    head: Callable[[TaskSpec], Tensor]
-    revisions: dict[str, Any]
+    head: Callable[[ImageTask], Tensor]
 
 
-def open_models(suite: Suite, sources: Sources) -> ClipModels:
+def open_models(suite: ClipSuite, sources: Sources) -> ClipModels:
     """Open a suite's models; every expert is read once and checked against the base.
 
     Raises:
@@ -78,10 +72,10 @@ def open_models(suite: Suite, sources: Sources) -> ClipModels:
         check_expert(base.tensors, opened[task], str(found.folder))
     revisions = {"base": origin.revision, "experts": {task: x.revision for task, x in fetched.items()}}
     heads = Heads(base.open_text, suite.tasks)
-    return ClipModels(base.tower, base.tensors, opened, base.preprocess, heads, revisions)
+    return ClipModels(base.tower, base.tensors, opened, revisions, base.preprocess, heads)
 
 
-def _open_base(suite: Suite, origin: Fetched) -> Base:
+def _open_base(suite: ClipSuite, origin: Fetched) -> Base:
     weights = readable(origin.folder, origin.files)
     LazyCheckpoint(weights)  # its header says more of a damaged file than a library does
     if suite.library == "open_clip":

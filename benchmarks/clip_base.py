@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,11 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from benchmarks import cache
 from benchmarks.preprocess import Preprocess
-from benchmarks.suites import TaskSpec
-from epmq.checkpoint import PICKLES, LazyCheckpoint, prefix_of, weights_file
-from epmq.pickled import converted
+from benchmarks.suites import ImageTask
+from epmq.checkpoint import LazyCheckpoint, prefix_of
 from epmq.tower import Tower
 
 Encode = Callable[[list[str]], Tensor]  # prompts to text features (n, dim), not normalised
@@ -36,16 +34,6 @@ class Base:
     open_text: Callable[[], Encode]
 
 
-def readable(folder: Path, names: Collection[str]) -> Path:
-    """The weights among the files ``names`` of a model folder; of a pickle the safetensors copy.
-
-    Raises:
-        UserError: there are none, or a pickle is damaged or needs code to run.
-    """
-    path = weights_file(folder, names)
-    return converted(path, cache.folder("converted")) if path.suffix in PICKLES else path
-
-
 def merged_tensors(weights: Path, tower: Tower, where: str) -> LazyCheckpoint:
     """The tensors of ``tower`` that are merged, wherever in a checkpoint they are.
 
@@ -58,7 +46,7 @@ def merged_tensors(weights: Path, tower: Tower, where: str) -> LazyCheckpoint:
 
 
 @torch.no_grad()
-def zero_shot_head(encode: Encode, task: TaskSpec) -> Tensor:
+def zero_shot_head(encode: Encode, task: ImageTask) -> Tensor:
     """Zero-shot weights ``(classes, dim)``: normalise prompts, average over templates, normalise again."""
     prompts = [t.replace("{c}", name) for name in task.class_names for t in task.templates]
     parts = [encode(prompts[start : start + PROMPTS]) for start in range(0, len(prompts), PROMPTS)]

@@ -9,18 +9,16 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-import numpy as np
-from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 import baselines
 from benchmarks.cells import Cell
-from benchmarks.evaluate import predictions
-from benchmarks.workbench import Bench
+from benchmarks.workbench import Answers, Bench
 from epmq.calibration import Calibration
+from epmq.layers import layer_groups
 from epmq.spec import QuantSpec
 from epmq.tower import Tower
-from epmq.walk import LayerReport, Solver, centre, layer_groups, walk
+from epmq.walk import LayerReport, Solver, centre, walk
 
 
 @dataclass
@@ -28,13 +26,12 @@ class Outcome:
     """What computing a cell gave, in a form that travels between processes.
 
     Attributes:
-        predictions: classes per task, ``(n,)`` int32; ``labels``: the true ones.
+        answers: per task, what the model said and what is right.
         seconds: by phase. Cells that are evaluated together share the time of their pass evenly.
         peak_memory: resident bytes of the process so far (it never falls from one cell to the next).
     """
 
-    predictions: dict[str, NDArray[np.int32]] = field(default_factory=dict)
-    labels: dict[str, NDArray[np.int64]] = field(default_factory=dict)
+    answers: dict[str, Answers] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     layers: list[LayerReport] = field(default_factory=list)
     warnings: set[str] = field(default_factory=set)
@@ -53,7 +50,7 @@ class Outcome:
 
 
 def compute(bench: Bench, cells: Sequence[Cell]) -> list[Outcome]:
-    """Compute cells one after the other, then evaluate them in one pass over the test images."""
+    """Compute cells one after the other, then evaluate them in one pass over the test samples."""
     outcomes = [Outcome() for _ in cells]
     if [cell.method for cell in cells] == ["experts"]:
         _evaluate_experts(bench, outcomes[0])
@@ -87,13 +84,10 @@ def _evaluate(
     bench: Bench, towers: Sequence[Tower], tasks: Sequence[str], outcomes: Sequence[Outcome]
 ) -> None:
     start = time.perf_counter()
-    machine = bench.setting.machine
-    ready = [machine.ready(tower) for tower in towers]
-    for task in tqdm(tasks, desc="  evaluating", leave=False, delay=2):
-        images = bench.test_sets[task]
-        found = predictions(ready, bench.heads[task], images, bench.models.preprocess, machine)
-        for outcome, classes in zip(outcomes, found, strict=True):
-            outcome.predictions[task], outcome.labels[task] = classes, images.labels
+    specs = [task for task in bench.suite.tasks if task.task in tasks]
+    for task in tqdm(specs, desc="  evaluating", leave=False, delay=2):
+        for outcome, answers in zip(outcomes, bench.answers(towers, task), strict=True):
+            outcome.answers[task.task] = answers
     for outcome in outcomes:
         outcome.spend("evaluate", (time.perf_counter() - start) / len(outcomes))
 
@@ -125,7 +119,7 @@ def _walk(
 ) -> None:
     assert calibration is not None
     assert cell.samples is not None
-    inputs = bench.calibration_inputs(cell.samples, cell.seed)
+    inputs = bench.calibration_inputs(cell.samples, cell.seed, cell.decoder)
     steps = walk(tower, bench.models.experts, inputs, calibration, solve)
     total = len(layer_groups(tower, calibration.layers))
     outcome.layers = list(tqdm(steps, desc="  layers", total=total, leave=False, delay=2))

@@ -5,50 +5,81 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import datasets
 import torch
 from datasets import Dataset, Image, load_dataset
 from torch import Tensor
 
-from benchmarks.preprocess import Preprocess
-from benchmarks.suites import DatasetSpec, TaskSpec, locate
+from benchmarks.lm_task import LmTask
+from benchmarks.suites import DatasetSpec, ImageTask, TaskSpec, TextTask, locate
 from epmq.checkpoint import sha256
 from epmq.errors import UserError
 
+if TYPE_CHECKING:  # text suites do not wait for open_clip
+    from benchmarks.preprocess import Preprocess
 
-def open_split(task: TaskSpec, split: str, arguments: Mapping[str, Any]) -> Dataset:
-    """A split, loaded by ``datasets`` with ``arguments``, with columns, labels and size as the suite says.
+DATA_FILES = {".parquet", ".arrow", ".json", ".jsonl", ".csv", ".tsv"}  # of a local data set
+
+
+def loaded(task: TaskSpec, split: str, arguments: Mapping[str, Any]) -> tuple[Dataset, str]:
+    """A split, loaded by ``datasets`` with ``arguments``, and what to call it in errors.
 
     Raises:
-        UserError: the data cannot be loaded, lack a column, differ in count or have a label out of range.
+        UserError: the data cannot be loaded, lack a column or differ in count from what the suite says.
     """
-    spec, where = task.dataset, f"{task.task} ({task.dataset.path}, {split})"
+    spec, where = task.dataset, located(task, split)
     try:
         with _quietly():
             data = load_dataset(**arguments)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         reason = ": ".join(str(part).rstrip(".") for part in (error, error.__cause__) if part)
-        raise UserError(f"data set {where} cannot be loaded: {reason}; check the path and split") from error
-    for column in (spec.image_column, spec.label_column):
-        if column not in data.column_names:
-            raise UserError(
-                f"data set {where} has no column {column!r}, only {data.column_names}; correct the suite"
-            )
-    if not isinstance(data.features[spec.image_column], Image):
-        raise UserError(f"data set {where}: column {spec.image_column!r} holds no images; correct the suite")
+        raise UserError(f"{where} cannot be loaded: {reason}; check the path and split") from error
+    refuse_other_columns(task, data.column_names, where)
     expected = {spec.train_split: spec.train_size, spec.eval_split: spec.eval_size}[split]
     if expected is not None and len(data) != expected:
-        raise UserError(
-            f"data set {where} has {len(data)} samples, the suite says {expected}; is it another version?"
-        )
-    classes = len(task.class_names)
-    for label in data[spec.label_column][:]:
+        raise UserError(f"{where} has {len(data)} samples, the suite says {expected}; is it another version?")
+    return data, where
+
+
+def located(task: TaskSpec, split: str) -> str:
+    """What to call a split in errors."""
+    return f"data set {task.task} ({task.dataset.path}, {split})"
+
+
+def refuse_other_columns(task: TaskSpec, there: list[str], where: str) -> None:
+    """Refuse data that lack a column; raises UserError."""
+    for column in (*task.dataset.inputs, task.dataset.label_column):
+        if column not in there:
+            raise UserError(f"{where} has no column {column!r}, only {there}; correct the suite")
+
+
+def open_images(task: ImageTask, split: str, arguments: Mapping[str, Any]) -> Dataset:
+    """A split of images, with columns, labels and size as the suite says.
+
+    Raises:
+        UserError: see :func:`loaded`; or a column holds no images, or a label is out of range.
+    """
+    data, where = loaded(task, split, arguments)
+    column, classes = task.dataset.image_column, len(task.class_names)
+    if not isinstance(data.features[column], Image):
+        raise UserError(f"{where}: column {column!r} holds no images; correct the suite")
+    for label in data[task.dataset.label_column][:]:
         if not isinstance(label, int) or not 0 <= label < classes:
-            raise UserError(
-                f"data set {where} has label {label!r}, outside 0..{classes - 1}; correct the class names"
-            )
+            raise UserError(f"{where} has label {label!r}, outside 0..{classes - 1}; correct the class names")
+    return data
+
+
+def open_texts(task: TextTask, read: LmTask, split: str, arguments: Mapping[str, Any]) -> Dataset:
+    """A split of texts, with the columns of the prompt, labels and size as suite and task file say.
+
+    Raises:
+        UserError: see :func:`loaded`; or a field of the prompt or a label is not what the data hold.
+    """
+    data, where = loaded(task, split, arguments)
+    read.require(data.column_names, where)
+    read.check(data[task.dataset.label_column][:], where)
     return data
 
 
@@ -108,5 +139,6 @@ def revision(spec: DatasetSpec) -> str:
     folder = locate(spec.path)
     if not folder.is_dir():
         return spec.revision or "unpinned"
-    files = {f.relative_to(folder).as_posix(): sha256(f) for f in sorted(folder.rglob("*.parquet"))}
+    found = sorted(f for f in folder.rglob("*") if f.is_file() and DATA_FILES & set(f.suffixes))
+    files = {f.relative_to(folder).as_posix(): sha256(f) for f in found}
     return hashlib.sha256(" ".join(f"{name}:{found}" for name, found in files.items()).encode()).hexdigest()

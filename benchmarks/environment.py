@@ -32,6 +32,8 @@ PACKAGES = (
     "scipy",
     "numba",
     "safetensors",
+    "tokenizers",
+    "lm_eval",
 )
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.benches import open_bench
 from benchmarks.cells import Cell
 from benchmarks.compute import Outcome, compute
 from benchmarks.suites import Suite
@@ -67,7 +68,7 @@ class Worker:
     """One process's models and data; on a GPU machine it sees the one GPU that Ray gave it."""
 
     def __init__(self, suite: Suite, setting: Setting) -> None:
-        self.bench = Bench(suite, setting)
+        self.bench = open_bench(suite, setting)
 
     def compute(self, group: list[Cell]) -> Finished:
         """The group and what computing it gave."""

@@ -44,7 +44,7 @@ class RepoLock(_Strict):
 
 
 class SplitLock(_Strict):
-    """A split's files, its number of samples and how many have each label."""
+    """A split's files, its number of samples, how many have each label (a real one: its nearest integer)."""
 
     files: list[str]
     samples: Count

@@ -12,11 +12,12 @@ from datasets import load_dataset
 from pydantic import ValidationError
 from tqdm.auto import tqdm
 
+from benchmarks import lm_task, resolve
 from benchmarks import lock as locks
-from benchmarks import resolve
+from benchmarks.data import located, refuse_other_columns
 from benchmarks.lock import DatasetLock, Lock, RepoLock, SplitLock
 from benchmarks.sources import Sources, label_counts
-from benchmarks.suites import Suite, TaskSpec, fingerprint, on_hub
+from benchmarks.suites import ImageTask, Suite, TaskSpec, TextTask, fingerprint, on_hub
 from epmq.errors import UserError
 from results.files import write_atomically
 
@@ -124,23 +125,23 @@ def counted(suite: Suite, lock: Lock, task: TaskSpec) -> DatasetLock:
 
 
 def _count(task: TaskSpec, name: str, split: SplitLock, sources: Sources) -> SplitLock:
-    spec, where = task.dataset, f"data set {task.task} ({task.dataset.path}, {name})"
+    spec, where = task.dataset, located(task, name)
     try:
         rows = load_dataset(**sources.arguments(task, name))
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         raise UserError(
             f"{where} cannot be read: {error.__cause__ or error}; is its format still the same?"
         ) from error
-    if missing := {spec.image_column, spec.label_column} - set(rows.column_names):
-        raise UserError(
-            f"{where} has no column {min(missing)!r}, only {rows.column_names}; correct the suite"
-        )
-    labels, classes = label_counts(rows, spec.label_column), len(task.class_names)
+    refuse_other_columns(task, rows.column_names, where)
     expected = {spec.train_split: spec.train_size, spec.eval_split: spec.eval_size}[name] or len(rows)
     if len(rows) != expected:
         raise UserError(f"{where} has {len(rows)} samples, the suite says {expected}; it is another version")
-    if not 0 <= min(labels) <= max(labels) < classes:
-        raise UserError(f"{where} has labels {min(labels)} to {max(labels)}, the suite has {classes} classes")
+    labels = label_counts(rows, spec.label_column, scores=isinstance(task, TextTask))
+    if isinstance(task, TextTask):
+        lm_task.read(task.prompt).check(rows[spec.label_column][:], where)
+    elif isinstance(task, ImageTask) and not 0 <= min(labels) <= max(labels) < len(task.class_names):
+        classes = f"the suite has {len(task.class_names)} classes"
+        raise UserError(f"{where} has labels {min(labels)} to {max(labels)}, {classes}")
     return split.model_copy(update={"samples": len(rows), "labels": labels})
 
 

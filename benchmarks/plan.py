@@ -19,7 +19,7 @@ from benchmarks.cells import Cell
 from benchmarks.hub import Kind
 from benchmarks.lock import Lock
 from benchmarks.machine import Machine
-from benchmarks.suites import Suite, TaskSpec, TowerSpec, on_hub
+from benchmarks.suites import Suite, TaskSpec, TextTowerSpec, TowerSpec, on_hub
 from epmq.calibration import Calibration
 from epmq.errors import UserError
 
@@ -78,16 +78,20 @@ class Plan:
         return f"{tabulate(rows, ['', 'estimate', ''], disable_numparse=True)}\n\n{assumed}"
 
     @property
-    def _test_images(self) -> int:
-        return sum(task.dataset.eval_size for task in self.suite.tasks)
+    def _test_samples(self) -> int:
+        """Test samples of all tasks; a task that does not say how many counts none."""
+        return sum(task.dataset.eval_size or 0 for task in self.suite.tasks)
 
-    def _disk(self, tower: TowerSpec) -> list[str]:
+    def _disk(self, tower: TowerSpec | TextTowerSpec) -> list[str]:
         draws = {(c.samples, c.seed) for c in self.cells if c.samples is not None}
         drawn = sum(samples for samples, _ in draws) * len(self.suite.tasks)
-        remark = f"{self._test_images} test and {drawn} calibration images, decoded to 3 bytes a pixel"
-        return ["disk", size((self._test_images + drawn) * 3 * tower.image_size**2), remark]
+        if isinstance(tower, TextTowerSpec):
+            merges = len({c.merge for c in self.cells if c.merge})
+            return ["disk", size(merges * 4 * tower.parameters), f"{merges} merges in float32"]
+        remark = f"{self._test_samples} test and {drawn} calibration images, decoded to 3 bytes a pixel"
+        return ["disk", size((self._test_samples + drawn) * 3 * tower.image_size**2), remark]
 
-    def _memory(self, tower: TowerSpec) -> list[str]:
+    def _memory(self, tower: TowerSpec | TextTowerSpec) -> list[str]:
         calibrated = [c for c in self.cells if c.calibration]
         images = max((c.samples or 0 for c in calibrated), default=0) * len(self.suite.tasks)
         streams = max((_streams(c.calibration) for c in calibrated if c.calibration), default=0)
@@ -99,10 +103,10 @@ class Plan:
             f"models {size(models)}, hidden states {size(hidden)}; at least",
         ]
 
-    def _time(self, tower: TowerSpec) -> list[list[str]]:
+    def _time(self, tower: TowerSpec | TextTowerSpec) -> list[list[str]]:
         tasks = len(self.suite.tasks)
         work = {
-            "evaluation": len(self.cells) * self._test_images * tower.flops,
+            "evaluation": len(self.cells) * self._test_samples * tower.flops,
             "calibration": sum(_calibration_flops(cell, tower, tasks) for cell in self.cells),
         }
         return [
@@ -179,10 +183,10 @@ def _streams(calibration: Calibration) -> int:
     return 2 if calibration.follows_experts else 1
 
 
-def _calibration_flops(cell: Cell, tower: TowerSpec, tasks: int) -> int:
+def _calibration_flops(cell: Cell, tower: TowerSpec | TextTowerSpec, tasks: int) -> int:
     """Forward passes and Grams of a cell's walks over its calibration images."""
     walks = [c for c in (cell.calibration, cell.then) if c is not None]
-    inputs = 3 * tower.width**2 + tower.mlp_width**2
+    inputs = 3 * tower.width**2 + tower.mlp_width**2  # sides of a block's Gram matrices, squared
     grams = tower.layers * 2 * tower.tokens * inputs
     per_image = sum(_streams(c) * ((GATHERS + 1) * tower.flops + grams) for c in walks)
     return tasks * (cell.samples or 0) * per_image

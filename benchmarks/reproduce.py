@@ -57,6 +57,7 @@ def request_of(record: Record) -> Request:
         controls=[],
         samples=int(axes.get("samples") or 0),
         seeds=[record.seed],
+        decoder=None if axes.get("decoder") is None else str(axes["decoder"]),
         merge_options=dict(record.merge_options),
         calibration=_axes_of(Calibration, axes, "target"),
         spec=_axes_of(QuantSpec, axes, "bits"),

@@ -29,7 +29,8 @@ BASE_FILES = {
     "transformers": ("config.json", "preprocessor_config.json", *TOKENIZER, *WEIGHTS),
     "open_clip": ("open_clip_config.json", "open_clip_model.safetensors", *TOKENIZER),
 }
-EXPERT_FILES = ("config.json", *WEIGHTS)
+TEXT_FILES = ("config.json", "generation_config.json", *TOKENIZER, *WEIGHTS)
+EXPERT_FILES = ("config.json", "adapter_config.json", *WEIGHTS, "adapter_model.bin")
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,8 @@ class DataFiles:
 
 def model_files(suite: Suite, where: str) -> tuple[str, ...]:
     """Patterns of the files that a run reads of a suite's model."""
-    return BASE_FILES[suite.library] if where == suite.base else EXPERT_FILES
+    files = TEXT_FILES if suite.kind == "text" else BASE_FILES[suite.library]
+    return files if where == suite.base else EXPERT_FILES
 
 
 def chosen(names: Iterable[str], patterns: Sequence[str]) -> list[str]:

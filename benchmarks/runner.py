@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from tqdm.auto import tqdm
 
 from benchmarks import provenance
+from benchmarks.benches import open_bench
 from benchmarks.cells import Cell, Request, expand
 from benchmarks.compute import Outcome, together
 from benchmarks.executors import Executor, one_by_one
 from benchmarks.suites import Suite
 from benchmarks.workbench import Bench, Setting
+from epmq.errors import UserError
 from epmq.walk import LayerReport
 from results.folder import RunFolder
 from results.records import LayerResult, Record, TaskResult
+from results.samples import PREDICTION, REFERENCE
 
 
 def run(
@@ -32,9 +36,10 @@ def run(
         UserError: bad input, found before any cell is computed.
         results.errors.ResultError: the folder belongs to another suite or cannot be written.
     """
+    request = decoding(suite, request)
     cells = expand(request)
     provenance.refuse_unusable(out, suite)
-    bench = Bench(suite, setting)
+    bench = open_bench(suite, setting)
     for cell in cells:
         bench.check(cell)
     keyed = {cell.key(bench.context): cell for cell in cells}
@@ -51,18 +56,36 @@ def run(
                 line = record(bench, cell, outcome, experts)
                 if cell.method == "experts":
                     experts = line
-                hits = {task: found == outcome.labels[task] for task, found in outcome.predictions.items()}
-                classes = {f"{task}@prediction": found for task, found in outcome.predictions.items()}
-                folder.append(line, hits, classes)
+                folder.append(line, *arrays(outcome))
                 bar.set_postfix_str(" ".join(str(x) for x in (cell.merge, cell.method, cell.bits) if x))
                 bar.update()
     return folder
 
 
+def decoding(suite: Suite, request: Request) -> Request:
+    """The request with what the decoder reads in calibration: of text suites, by default the targets.
+
+    Raises:
+        UserError: a suite of images is asked for a decoder.
+    """
+    if suite.kind == "text":
+        return replace(request, decoder=request.decoder or "targets")
+    if request.decoder is not None:
+        raise UserError(f"--decoder {request.decoder!r} changes nothing in {suite.name}; leave it out")
+    return request
+
+
+def arrays(done: Outcome) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What a folder keeps of every sample: right or wrong by task, and the predictions."""
+    correct = {task: x.correct for task, x in done.answers.items() if x.metric == "accuracy"}
+    predictions = {f"{task}{PREDICTION}": x.predicted for task, x in done.answers.items()}
+    ranked = {f"{task}{REFERENCE}": x.actual for task, x in done.answers.items() if x.metric == "spearman"}
+    return correct, {**predictions, **ranked}
+
+
 def record(bench: Bench, cell: Cell, done: Outcome, experts: Record | None) -> Record:
     """The cell's line in the results."""
-    labels = done.labels
-    values = {task: float((found == labels[task]).mean()) for task, found in done.predictions.items()}
+    values = {task: answers.value for task, answers in done.answers.items()}
     bits = [x.packed_bits for x in done.layers if x.packed_bits is not None]
     sizes = [x.rows * x.columns for x in done.layers if x.packed_bits is not None]
     normalised = []
@@ -84,7 +107,10 @@ def record(bench: Bench, cell: Cell, done: Outcome, experts: Record | None) -> R
         device=bench.setting.machine.device.type,  # type: ignore[arg-type]
         dtype=bench.setting.machine.dtype,
         pinned=bench.setting.pinned,
-        tasks={task: TaskResult(value=value, samples=len(labels[task])) for task, value in values.items()},
+        tasks={
+            task: TaskResult(metric=x.metric, value=values[task], samples=len(x.actual))
+            for task, x in done.answers.items()
+        },
         average=sum(values.values()) / len(values),
         normalised=sum(normalised) / len(normalised) if normalised else None,
         layers=tuple(_layer(x) for x in done.layers),

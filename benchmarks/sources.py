@@ -14,8 +14,9 @@ from datasets import Dataset, Features
 from tqdm.auto import tqdm
 
 from benchmarks import hub, resolve
+from benchmarks.data import located
 from benchmarks.lock import FileLock, Lock
-from benchmarks.suites import PACKAGE, Suite, TaskSpec, locate, on_hub
+from benchmarks.suites import PACKAGE, Suite, TaskSpec, TextTask, locate, on_hub
 from epmq.errors import UserError
 
 
@@ -129,8 +130,8 @@ class Sources:
         if self._lock is None or task.task not in self._lock.datasets:
             return
         locked = self._lock.datasets[task.task].splits[split]
-        found = label_counts(rows, task.dataset.label_column)
-        where = f"data set {task.task} ({task.dataset.path}, {split})"
+        found = label_counts(rows, task.dataset.label_column, scores=isinstance(task, TextTask))
+        where = located(task, split)
         remedy = "delete it from the cache of 'datasets' and run again"
         if len(rows) != locked.samples:
             raise UserError(f"{where} has {len(rows)} samples, the lock says {locked.samples}; {remedy}")
@@ -146,16 +147,20 @@ def _differing(one: Mapping[int, int], other: Mapping[int, int]) -> list[int]:
     return sorted(label for label in {*one, *other} if one.get(label) != other.get(label))
 
 
-def label_counts(rows: Dataset, column: str) -> dict[int, int]:
-    """How many samples have each label; booleans count as 0 and 1. Images are not read.
+def label_counts(rows: Dataset, column: str, *, scores: bool = False) -> dict[int, int]:
+    """How many samples have each label; inputs are not read.
+
+    Booleans count as 0 and 1, ``scores`` (real numbers, as similarities are) under the nearest integer.
 
     Raises:
-        UserError: a label is no integer.
+        UserError: a label is no integer, or a score no finite number.
     """
     labels = np.asarray(rows.select_columns([column]).with_format("arrow")[:][column])
-    if labels.dtype.kind not in "iub":
+    if labels.dtype.kind not in ("iubf" if scores else "iub"):
         raise UserError(f"column {column!r} holds labels that are no integers; correct the suite")
-    return dict(sorted(Counter(labels.astype(np.int64).tolist()).items()))
+    if not np.isfinite(labels).all():
+        raise UserError(f"column {column!r} holds scores that are no numbers; correct the suite")
+    return dict(sorted(Counter(np.rint(labels).astype(np.int64).tolist()).items()))
 
 
 def digest(hashes: Mapping[str, str]) -> str:

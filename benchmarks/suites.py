@@ -9,11 +9,13 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from benchmarks import lm_task
 from epmq.errors import UserError, nearest
 
 PACKAGE = Path(__file__).parent
@@ -32,7 +34,7 @@ class _Strict(BaseModel):
 class DatasetSpec(_Strict):
     """Where a task's samples come from; ``package:`` paths are bundled, others are folders or hub ids.
 
-    ``train_size`` is ``None`` where it is not known before the data set is pinned.
+    ``train_size`` and ``eval_size`` are ``None`` where they are not known before the data set is pinned.
     """
 
     path: str
@@ -40,11 +42,35 @@ class DatasetSpec(_Strict):
     revision: str | None
     train_split: str
     eval_split: str
-    image_column: str
     label_column: str
     train_size: Count | None
-    eval_size: Count
+    eval_size: Count | None
     licence: str
+
+    @property
+    def inputs(self) -> list[str]:
+        """Columns that a model's inputs are made from."""
+        raise NotImplementedError
+
+
+class ImageData(DatasetSpec):
+    """Samples that are images."""
+
+    image_column: str
+
+    @property
+    def inputs(self) -> list[str]:
+        return [self.image_column]
+
+
+class TextData(DatasetSpec):
+    """Samples whose prompt is made from one or several columns of text."""
+
+    columns: Names
+
+    @property
+    def inputs(self) -> list[str]:
+        return list(self.columns)
 
 
 class Source(_Strict):
@@ -56,18 +82,21 @@ class Source(_Strict):
 
 
 class TaskSpec(_Strict):
-    """One task: data, expert checkpoint, class names in label order and prompt templates with ``{c}``.
-
-    ``notes`` say what is odd about the data and stays so.
-    """
+    """One task: data and expert checkpoint. ``notes`` say what is odd about the data and stays so."""
 
     task: str
     dataset: DatasetSpec
     expert: str
-    class_names: Names
-    templates: Names
     notes: list[str] = []
     source: Source | None = None
+
+
+class ImageTask(TaskSpec):
+    """A task of zero-shot classification: class names in label order, prompt templates with ``{c}``."""
+
+    dataset: ImageData
+    class_names: Names
+    templates: Names
 
     @model_validator(mode="before")
     @classmethod
@@ -84,6 +113,13 @@ class TaskSpec(_Strict):
             if "{c}" not in template:
                 raise ValueError(f"template {template!r} lacks {{c}}, the place of the class name")
         return templates
+
+
+class TextTask(TaskSpec):
+    """A task of generation. ``prompt`` is an lm-eval task: ``SET/NAME.yaml`` in ``prompts``, or a path."""
+
+    dataset: TextData
+    prompt: str
 
 
 def _shared_task(name: Any) -> dict[str, Any]:
@@ -134,45 +170,102 @@ class TowerSpec(_Strict):
         return 2 * (n - 1) * d * 3 * self.patch_size**2 + self.layers * block
 
 
+class TextTowerSpec(_Strict):
+    """The size of a T5, for plans; ``tokens`` is a guess at a prompt's length, targets are short."""
+
+    width: Count
+    inner_width: Count  # of attention: heads times their size
+    mlp_width: Count
+    layers: Count  # encoder and decoder together
+    vocabulary: Count
+    tokens: Count
+
+    @property
+    def parameters(self) -> int:
+        """Numbers that are merged: half of the layers are the decoder's, which attend twice."""
+        return 2 * self.vocabulary * self.width + self._matrices
+
+    @property
+    def _matrices(self) -> int:
+        attention, gated = 4 * self.width * self.inner_width, 3 * self.width * self.mlp_width
+        return self.layers * gated + (self.layers + self.layers // 2) * attention
+
+    @property
+    def flops(self) -> int:
+        """Floating-point operations of one prompt: its pass through the encoder's half of the matrices."""
+        return 2 * self.tokens * self._matrices // 2
+
+
 class Suite(_Strict):
     """A suite and its version; a change that can move a number takes a new version.
 
     Attributes:
-        image_processor: of a ``transformers`` suite, which of the two CLIP image processors (they resize
-            differently): ``slow`` works on Pillow images, ``fast`` on tensors.
-        tower: the base's size; ``None`` leaves a plan's estimates out.
         rehearsal: its models and data are made-up stand-ins; its numbers are never results.
+        tower: the base's size; ``None`` leaves a plan's estimates out.
     """
 
     name: str
     version: int = Field(ge=1)
-    kind: Literal["clip"]
+    kind: Literal["clip", "text"]
     description: str
-    library: Literal["open_clip", "transformers"]
-    image_processor: Literal["slow", "fast"] | None = None
+    library: str
     rehearsal: bool = False
     base: str
-    tower: TowerSpec | None = None
+    tower: TowerSpec | TextTowerSpec | None = None
     metric: str
     comparisons: dict[str, Comparison]
     checkpoints: dict[str, str]  # SHA-256 of checkpoint files, by path (of bundled ones: below the package)
-    tasks: Annotated[list[TaskSpec], Field(min_length=1)]
+    tasks: Sequence[TaskSpec]
 
     @field_validator("tasks")
     @classmethod
-    def _tasks_differ(cls, tasks: list[TaskSpec]) -> list[TaskSpec]:
+    def _tasks_differ(cls, tasks: Sequence[TaskSpec]) -> Sequence[TaskSpec]:
         names = [task.task for task in tasks]
         if twice := [name for name in names if names.count(name) > 1]:
             raise ValueError(f"task {twice[0]!r} is there twice")
         return tasks
 
+
+class ClipSuite(Suite):
+    """Image classification by CLIP models.
+
+    Attributes:
+        image_processor: of a ``transformers`` suite, which of the two CLIP image processors (they resize
+            differently): ``slow`` works on Pillow images, ``fast`` on tensors.
+    """
+
+    kind: Literal["clip"]
+    library: Literal["open_clip", "transformers"]
+    image_processor: Literal["slow", "fast"] | None = None
+    tower: TowerSpec | None = None
+    tasks: Annotated[list[ImageTask], Field(min_length=1)]
+
     @model_validator(mode="after")
-    def _processor_is_chosen(self) -> Suite:
+    def _processor_is_chosen(self) -> ClipSuite:
         if (self.library == "transformers") != (self.image_processor is not None):
             raise ValueError(
                 "image_processor: a transformers suite needs slow or fast, an open_clip one has none"
             )
         return self
+
+
+class TextSuite(Suite):
+    """Text tasks by language models of transformers, evaluated through lm-eval.
+
+    Attributes:
+        architecture: ``encoder-decoder`` (T5) or ``causal`` (Llama and its like).
+        max_length: tokens of a prompt; what is longer is cut.
+    """
+
+    kind: Literal["text"]
+    library: Literal["transformers"]
+    architecture: Literal["encoder-decoder", "causal"]
+    max_length: Count
+    tower: TextTowerSpec | None = None
+    tasks: Annotated[list[TextTask], Field(min_length=1)]
+
+
+FORMS: dict[str, type[Suite]] = {"clip": ClipSuite, "text": TextSuite}
 
 
 def names() -> list[str]:
@@ -186,11 +279,23 @@ def load(name: str) -> Suite:
     if not name.endswith(".json") and name not in names():
         raise UserError(f"suite {name!r} is unknown{nearest(name, names())}")
     try:
-        return Suite.model_validate_json(file.read_bytes())
+        content = json.loads(file.read_bytes())
+        kind = content.get("kind") if isinstance(content, dict) else None
+        return FORMS.get(str(kind), ClipSuite).model_validate_json(json.dumps(content))
     except OSError as error:
         raise UserError(f"{file}: cannot read the suite file: {error.strerror}; check the path") from error
+    except json.JSONDecodeError as error:
+        raise UserError(f"{file}: is not JSON ({error}); correct the suite file") from error
     except ValidationError as error:
         raise UserError(f"{file}: {first_complaint(error)}; correct the suite file") from error
+
+
+def load_clip(name: str) -> ClipSuite:
+    """A suite of images, as :func:`load`; raises UserError for another kind."""
+    suite = load(name)
+    if not isinstance(suite, ClipSuite):
+        raise UserError(f"suite {name!r} is of kind {suite.kind}, not clip; give a suite of images")
+    return suite
 
 
 def first_complaint(error: ValidationError) -> str:
@@ -222,6 +327,12 @@ def options(suite: Suite, comparison: str) -> dict[str, Any]:
 def fingerprint(suite: Suite) -> str:
     """SHA-256 of what numbers depend on besides the files: preprocessing, prompts, class names, splits."""
     irrelevant: Any = {"expert": True, "notes": True, "source": True, "dataset": {"path", "licence"}}
+    irrelevant["prompt"] = True  # a path; the task file's content follows
     described = [t.model_dump(exclude=irrelevant) for t in suite.tasks]
-    described.append({"library": suite.library, "image_processor": suite.image_processor})
+    if isinstance(suite, TextSuite):
+        described += [lm_task.read(task.prompt).config for task in suite.tasks]
+        described.append({"architecture": suite.architecture, "max_length": suite.max_length})
+    else:
+        assert isinstance(suite, ClipSuite)
+        described.append({"library": suite.library, "image_processor": suite.image_processor})
     return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()

@@ -1,8 +1,10 @@
-"""How the axes' defaults were chosen: on training images without their labels, never on a test sample.
+"""How the axes' defaults were chosen: on training samples without their labels, never on a test sample.
 
 ``python -m benchmarks.tune micro-clip-8 --out FILE`` walks every setting of a small grid on the calibration
-samples and scores it on *other* training images of the same tasks by how far the quantised model's features
-are from the task's expert: the mean over tasks of E||z_Q - z_t||^2 for unit-norm features z.
+samples and scores it on *other* training samples of the same tasks by how far the quantised model is from
+the task's expert: the mean over tasks of E||z_Q - z_t||^2 for unit vectors z. Of an image tower they are its
+normalised features, of a language model the square roots of the first answer token's probabilities (so the
+distance is twice the squared Hellinger distance).
 """
 
 from __future__ import annotations
@@ -18,50 +20,53 @@ from typing import Any
 import torch
 from tabulate import tabulate
 from torch import Tensor
-from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 import baselines
-from benchmarks import data, suites
+from benchmarks import suites
+from benchmarks.benches import open_bench
 from benchmarks.compute import solver
 from benchmarks.workbench import Bench
 from epmq.calibration import Calibration
 from epmq.spec import QuantSpec
 from epmq.tower import Tower
-from epmq.walk import walk
+from epmq.walk import Batches, walk
 
 ANCHORS = (0.0, 1e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0)
 MIXINGS = (0.0, 0.25, 0.5, 0.75, 1.0)
 MERGES = ("task-arithmetic", "ties")
 
 
-def held_out(bench: Bench, samples: int, count: int) -> data.CalibrationInputs:
-    """Training images that calibration with ``samples`` at seed 0 does not use, ``count`` a task at most."""
-    found = {}
+def held_out(bench: Bench, samples: int, count: int) -> Mapping[str, Batches]:
+    """Training samples that calibration with ``samples`` at seed 0 does not use, ``count`` a task at most."""
+    ids = {}
     for task in bench.suite.tasks:
         size = bench.train_size(task)
         order = bench.sample_ids(task, min(samples + count, size), 0)  # the calibration draw is its beginning
-        found[task.task] = bench.images(task, task.dataset.train_split, order[samples:]).all()
-    return data.CalibrationInputs(found, bench.models.preprocess, bench.setting.machine.device)
+        ids[task.task] = order[samples:]
+    return bench.inputs(ids, "start" if bench.suite.kind == "text" else None)
 
 
 @torch.inference_mode()
-def features(tower: Tower, images: Tensor) -> Tensor:
-    """Unit-norm features ``(n, dim)``."""
-    return F.normalize(torch.cat([tower(part) for part in images.split(256)]), dim=-1)
+def features(bench: Bench, tower: Tower, inputs: Batches) -> Tensor:
+    """Unit vectors ``(n, dim)``."""
+    batches = inputs.split(256) if isinstance(inputs, Tensor) else inputs
+    return torch.cat([bench.features(tower, part) for part in batches])
 
 
-def distance(tower: Tower, held: Mapping[str, Tensor], experts: Mapping[str, Tensor]) -> float:
-    """Mean over tasks of the squared distance to the expert's unit-norm features."""
-    each = [float(((features(tower, x) - experts[task]) ** 2).sum(1).mean()) for task, x in held.items()]
+def distance(bench: Bench, tower: Tower, held: Mapping[str, Batches], experts: Mapping[str, Tensor]) -> float:
+    """Mean over tasks of the squared distance to the expert's unit vectors."""
+    each = [
+        float(((features(bench, tower, x) - experts[task]) ** 2).sum(1).mean()) for task, x in held.items()
+    ]
     return sum(each) / len(each)
 
 
 def search(bench: Bench, bits: int, samples: int) -> Iterator[dict[str, Any]]:
     """A row per merge and setting: its axes and its distance."""
-    inputs = bench.calibration_inputs(samples, 0)
+    inputs = bench.calibration_inputs(samples, 0, "targets" if bench.suite.kind == "text" else None)
     held = held_out(bench, samples, 256)
-    experts = {t: features(bench.tower.load_all(e), held[t]) for t, e in bench.models.experts.items()}
+    experts = {t: features(bench, bench.tower.load_all(e), held[t]) for t, e in bench.models.experts.items()}
     gptq = solver(baselines.get("gptq"), QuantSpec(bits))
     settings = [Calibration()] + [
         Calibration("expert", mixing=mixing, anchor=anchor) for mixing, anchor in product(MIXINGS, ANCHORS)
@@ -74,7 +79,7 @@ def search(bench: Bench, bits: int, samples: int) -> Iterator[dict[str, Any]]:
             "merge": merge,
             "bits": bits,
             **asdict(calibration),
-            "distance": distance(tower, held, experts),
+            "distance": distance(bench, tower, held, experts),
         }
 
 
@@ -87,7 +92,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=128, help="calibration samples per task (default 128)")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE")
     options = parser.parse_args()
-    rows = list(search(Bench(suites.load(options.suite)), options.bits, options.samples))
+    rows = list(search(open_bench(suites.load(options.suite)), options.bits, options.samples))
     options.out.write_text(json.dumps(rows, indent=1) + "\n")
     shown = [[r["merge"], r["target"], r["mixing"], r["anchor"], r["distance"]] for r in rows]
     print(

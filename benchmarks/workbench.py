@@ -3,27 +3,32 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import os
-from collections.abc import Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
 from datasets import Dataset
+from numpy.typing import NDArray
+from scipy.stats import spearmanr
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from benchmarks import cache, data
 from benchmarks.cells import Cell
-from benchmarks.clip import open_models
-from benchmarks.images import Images, decoded
 from benchmarks.lock import Lock
 from benchmarks.machine import Machine
 from benchmarks.merged import MergedWeights
 from benchmarks.sources import Sources
 from benchmarks.suites import Suite, TaskSpec, fingerprint
+from epmq.layers import layer_groups
+from epmq.merge import known
 from epmq.tower import Tower
-from epmq.walk import layer_groups
+from epmq.walk import Batches
 
 
 @dataclass(frozen=True)
@@ -44,29 +49,103 @@ class Setting:
     workers: int = min(8, os.cpu_count() or 1) - 1
 
 
-class Bench:
-    """A suite's models and data.
+@dataclass(frozen=True)
+class Models:
+    """Everything of a suite that is a model.
+
+    Attributes:
+        tower: the base, float32 on the CPU.
+        base: its merged tensors; ``experts``: the same tensors per task, read lazily.
+        revisions: of the base and of the expert of each task.
+    """
+
+    tower: Tower
+    base: Mapping[str, Tensor]
+    experts: dict[str, Mapping[str, Tensor]]
+    revisions: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a model said on a task's test samples, and what is right, each ``(n,)`` in the data set's order.
+
+    Classes are integers (-1 where a text is none of the task's answers), scores are float64.
+    """
+
+    predicted: NDArray[Any]
+    actual: NDArray[Any]
+    metric: Literal["accuracy", "spearman"] = "accuracy"
+
+    @property
+    def correct(self) -> NDArray[np.bool_]:
+        """Which samples are right; only of classes."""
+        found: NDArray[np.bool_] = self.predicted == self.actual
+        return found
+
+    @property
+    def value(self) -> float:
+        """Accuracy, or Spearman's rho, which is 0 where either side is constant."""
+        if self.metric == "accuracy":
+            return float(self.correct.mean())
+        if len(set(self.predicted.tolist())) == 1 or len(set(self.actual.tolist())) == 1:
+            return 0.0
+        return float(spearmanr(self.predicted, self.actual).statistic)
+
+
+class Bench(ABC):
+    """A suite's models and data; :mod:`benchmarks.image_bench` and :mod:`benchmarks.text_bench` fill it.
 
     Attributes:
         tower: the one tower of the run, on the run's device; every cell fills it with its own weights.
     """
 
+    models: Models
+
     def __init__(self, suite: Suite, setting: Setting | None = None) -> None:
         self.suite, self.setting = suite, setting or Setting()
         self.sources = Sources(suite, self.setting.lock)
-        self.models = open_models(suite, self.sources)
+        self._open_models()
         self._splits = {
             (task.task, split): self._opened(task, split)
             for task in tqdm(suite.tasks, desc="loading data", leave=False, delay=2)
             for split in (task.dataset.train_split, task.dataset.eval_split)
         }
-        self._calibration: tuple[tuple[int, int], data.CalibrationInputs] | None = None
+        self._calibration: tuple[tuple[Any, ...], Mapping[str, Batches]] | None = None
         self.tower = self.models.tower.to(self.setting.machine.device)
 
+    @abstractmethod
+    def _open_models(self) -> None:
+        """Set ``models``; raises UserError for a model that is not what the suite says."""
+
+    @abstractmethod
+    def _open_split(self, task: Any, split: str) -> Dataset:
+        """A split, checked; raises UserError."""
+
+    @abstractmethod
+    def inputs(self, ids: Mapping[str, list[int]], decoder: str | None) -> Mapping[str, Batches]:
+        """Model inputs of rows of the train splits, per task; ``decoder`` is for text suites."""
+
+    @abstractmethod
+    def features(self, tower: Tower, batch: Any) -> Tensor:
+        """What a model makes of a batch without labels: a unit vector per sample, ``(n, dim)``."""
+
+    @abstractmethod
+    def answers(self, towers: Sequence[Tower], task: TaskSpec) -> list[Answers]:
+        """What each tower says on a task's test samples."""
+
+    @property
+    @abstractmethod
+    def preprocess(self) -> dict[str, Any]:
+        """How samples become a model's inputs; JSON."""
+
     def _opened(self, task: TaskSpec, split: str) -> Dataset:
-        rows = data.open_split(task, split, self.sources.arguments(task, split))
+        rows = self._open_split(task, split)
         self.sources.verify(task, split, rows)
         return rows
+
+    def rows(self, task: TaskSpec, split: str) -> Dataset:
+        """The samples of a split."""
+        return self._splits[task.task, split]
 
     @cached_property
     def revisions(self) -> dict[str, Any]:
@@ -86,59 +165,30 @@ class Bench:
             "suite": self.suite.name,
             "version": self.suite.version,
             "revisions": self.revisions,
-            "preprocess": self.models.preprocess.description,
+            "preprocess": self.preprocess,
             "device": self.setting.machine.device.type,
             "dtype": self.setting.machine.dtype,
         }
 
-    @cached_property
-    def heads(self) -> dict[str, Tensor]:
-        """Zero-shot weights ``(classes, dim)`` by task."""
-        tasks = tqdm(self.suite.tasks, desc="zero-shot heads", leave=False, delay=2)
-        return {task.task: self.models.head(task) for task in tasks}
-
-    @cached_property
-    def test_sets(self) -> dict[str, Images]:
-        """Decoded test images by task."""
-        return {task.task: self.images(task, task.dataset.eval_split) for task in self.suite.tasks}
-
-    def images(self, task: TaskSpec, split: str, ids: list[int] | None = None) -> Images:
-        """Decoded images of a split, or of some of its rows."""
-        rows = self._splits[task.task, split]
-        spec = task.dataset
-        return decoded(
-            rows if ids is None else rows.select(ids),
-            (spec.image_column, spec.label_column),
-            self.models.preprocess,
-            cache.folder("images"),
-            identity={
-                "path": spec.path,
-                "config": spec.config,
-                "revision": self.revisions["datasets"][task.task],
-                "split": split,
-                "rows": "all" if ids is None else data.digest(ids),
-            },
-            what=f"{task.task} ({spec.path}, {split})",
-            workers=self.setting.workers,
-        )
-
     def train_size(self, task: TaskSpec) -> int:
         """Samples that calibration can draw from."""
-        return len(self._splits[task.task, task.dataset.train_split])
+        return len(self.rows(task, task.dataset.train_split))
 
     def sample_ids(self, task: TaskSpec, samples: int, seed: int) -> list[int]:
         """Rows of the train split that calibrate a task; raises UserError if it has fewer."""
         return data.sample_ids(task, self.train_size(task), samples, seed)
 
-    def calibration_inputs(self, samples: int, seed: int) -> data.CalibrationInputs:
-        """Calibration images per task; labels are not used. The last draw is kept."""
-        if self._calibration is None or self._calibration[0] != (samples, seed):
-            found = {
-                t.task: self.images(t, t.dataset.train_split, self.sample_ids(t, samples, seed)).all()
-                for t in self.suite.tasks
-            }
-            inputs = data.CalibrationInputs(found, self.models.preprocess, self.setting.machine.device)
-            self._calibration = (samples, seed), inputs
+    def calibration_inputs(
+        self, samples: int, seed: int, decoder: str | None = None
+    ) -> Mapping[str, Batches]:
+        """Calibration inputs per task; the last draw is kept.
+
+        ``decoder`` is what the decoder of an encoder-decoder reads (see ``cells.DECODERS``).
+        """
+        wanted = samples, seed, decoder
+        if self._calibration is None or self._calibration[0] != wanted:
+            ids = {task.task: self.sample_ids(task, samples, seed) for task in self.suite.tasks}
+            self._calibration = wanted, self.inputs(ids, decoder)
         return self._calibration[1]
 
     @cached_property
@@ -148,7 +198,11 @@ class Bench:
 
     def merged(self, name: str, options: Mapping[str, Any]) -> Tower:
         """The tower, filled with a merge of the experts."""
-        self._merges.load(self.tower, name, options)
+        takes = inspect.signature(known()[name]).parameters
+        tied = (
+            {"multiplicity": self.tower.multiplicity} if self.tower.tied and "multiplicity" in takes else {}
+        )
+        self._merges.load(self.tower, name, {**options, **tied})
         return self.tower
 
     def kept(self, tower: Tower) -> Tower:
@@ -161,7 +215,7 @@ class Bench:
             for task in self.suite.tasks:
                 self.sample_ids(task, cell.samples, cell.seed)
         if cell.calibration is not None:
-            for index, group in layer_groups(self.tower, cell.calibration.layers).values():
-                weight = self.tower.blocks[index].get_parameter(f"{group[0]}.weight")
+            for part, group in layer_groups(self.tower, cell.calibration.layers).values():
+                weight = self.tower.get_parameter(f"{part}.{group[0]}.weight")
                 if cell.spec is not None:
                     cell.spec.columns_per_group(weight.shape[1])

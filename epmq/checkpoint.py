@@ -171,7 +171,7 @@ def check_expert(base: Mapping[str, Tensor], expert: Mapping[str, Tensor], where
         raise UserError(f"{where}: has {theirs}, the base has {ours}: another architecture; {REMEDY}")
     _check_names(base, expert, where)
     differs = False
-    for name in base.keys() & expert.keys():
+    for name in sorted(base.keys() & expert.keys()):
         tensor = expert[name]
         if tensor.shape != _shape(base, name):
             shapes = f"{tuple(tensor.shape)}, the base's is {_shape(base, name)}"

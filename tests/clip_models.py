@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from benchmarks.clip import ClipModels, open_models
 from benchmarks.sources import Sources
-from benchmarks.suites import Suite
+from benchmarks.suites import ClipSuite
 from tests import tiny_clip
 from tests.tiny_clip import State
 
@@ -28,7 +28,7 @@ class Written:
     model: Any
     experts: dict[str, State]
 
-    def suite(self, library: str, experts: Path, **changes: Any) -> Suite:
+    def suite(self, library: str, experts: Path, **changes: Any) -> ClipSuite:
         tasks = [
             {
                 "task": task,
@@ -63,7 +63,7 @@ class Written:
             "checkpoints": {},
             "tasks": tasks,
         }
-        return Suite.model_validate({**described, **changes})
+        return ClipSuite.model_validate({**described, **changes})
 
     def write_experts(self, folder: Path, layout: Callable[[State], State], name: str) -> Path:
         for task, state in self.experts.items():
@@ -86,5 +86,5 @@ def write(folder: Path) -> Written:
     return Written(folder, model, experts)
 
 
-def opened(suite: Suite) -> ClipModels:
+def opened(suite: ClipSuite) -> ClipModels:
     return open_models(suite, Sources(suite, None))

@@ -25,6 +25,7 @@ from hypothesis import settings
 
 if TYPE_CHECKING:
     from tests.tiny_suite import TinySuite, TinyVisual
+    from tests.tiny_text import TinyText
 
 settings.register_profile("epmq", deadline=None, derandomize=True, database=None)
 settings.load_profile("epmq")
@@ -50,6 +51,14 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("EPMQ_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture(scope="session")
+def tiny_text(tmp_path_factory: pytest.TempPathFactory) -> TinyText:
+    """A complete text suite in miniature, written once."""
+    from tests.tiny_text import write_suite
+
+    return write_suite(tmp_path_factory.mktemp("tiny-text"))
 
 
 @pytest.fixture(scope="session")

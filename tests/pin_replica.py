@@ -15,7 +15,7 @@ from safetensors.numpy import save_file
 
 from benchmarks import suites
 from benchmarks.lock import DatasetLock, FileLock, Lock, RepoLock, SplitLock
-from benchmarks.suites import Suite
+from benchmarks.suites import ClipSuite, Suite
 from tests.hub import data
 from tests.hub.server import Hub
 
@@ -49,8 +49,8 @@ class Replica:
         return self.folder / "suite.json"
 
     @property
-    def suite(self) -> Suite:
-        return suites.load(str(self.suite_file))
+    def suite(self) -> ClipSuite:
+        return suites.load_clip(str(self.suite_file))
 
     @property
     def lock(self) -> Path:
@@ -80,7 +80,7 @@ class Replica:
 
     def pin(self) -> subprocess.CompletedProcess[str]:
         process = self.start_pin()
-        said, complained = process.communicate(timeout=100)
+        said, complained = process.communicate(timeout=300)
         return subprocess.CompletedProcess(process.args, process.returncode, said, complained)
 
     def script(self, source: str, timeout: int = 5) -> Any:
@@ -99,7 +99,7 @@ class Replica:
             cwd=ROOT,
             capture_output=True,
             text=True,
-            timeout=100,
+            timeout=300,
             check=False,
         )
         assert done.returncode == 0, done.stderr
@@ -109,7 +109,7 @@ class Replica:
 def described() -> dict[str, Any]:
     """The suite of the two tasks, with the replica's sample counts."""
     content: dict[str, Any] = json.loads((suites.FOLDER / "clip-vit-b32-8.json").read_text("utf-8"))
-    tasks = {task.task: task for task in suites.load("clip-vit-b32-20").tasks}
+    tasks = {task.task: task for task in suites.load_clip("clip-vit-b32-20").tasks}
     entries = []
     for name in TASKS:
         counts = data.DATA[name].splits
@@ -121,7 +121,7 @@ def described() -> dict[str, Any]:
 
 def write_repositories(folder: Path) -> None:
     """The repositories of the two tasks' data, the base and two experts."""
-    for task in suites.load("clip-vit-b32-20").tasks:
+    for task in suites.load_clip("clip-vit-b32-20").tasks:
         if task.task in TASKS:
             drawn = data.samples(task.task, len(task.class_names))
             data.write(folder / "datasets" / task.dataset.path, task, drawn)

@@ -25,7 +25,7 @@ from tests.hub.images import draw
 from tests.hub.server import Hub
 from tests.hub.suites import NAMES, write_suites
 
-TASKS = {task.task: task for task in suites.load(SUITE).tasks}
+TASKS = {task.task: task for task in suites.load_clip(SUITE).tasks}
 GRAY = {"mnist", "fashion_mnist", "kmnist", "emnist_letters", "fer2013"}
 LOAD = """
 import warnings
@@ -127,7 +127,7 @@ def test_the_content_is_built_once_and_is_small(tmp_path_factory: pytest.TempPat
 
 def test_rehearsal_suites_differ_from_the_bundled_in_counts_alone(tmp_path: Path) -> None:
     for name, file in zip(NAMES, write_suites(tmp_path), strict=True):
-        made, bundled = suites.load(str(file)), suites.load(name)
+        made, bundled = suites.load_clip(str(file)), suites.load(name)
         assert (made.rehearsal, bundled.rehearsal) == (True, False)
         counts = {"train_size", "eval_size"}
         for mine, theirs in zip(made.tasks, bundled.tasks, strict=True):
@@ -151,7 +151,7 @@ def test_the_command_serves_until_it_is_stopped(tmp_path_factory: pytest.TempPat
         served.send_signal(signal.SIGINT)
         assert served.wait(20) == 0
     assert Path(content.strip()).is_dir()
-    assert [suites.load(file).rehearsal for file in files.split()] == [True, True]
+    assert [suites.load_clip(file).rehearsal for file in files.split()] == [True, True]
 
 
 def test_letters_are_stored_with_rows_as_columns() -> None:

@@ -22,7 +22,7 @@ from tests.hub.content import SUITE, build
 from tests.hub.models import BASES, Size
 from tests.hub.server import Hub
 
-TASKS = {task.task: task for task in suites.load(SUITE).tasks}
+TASKS = {task.task: task for task in suites.load_clip(SUITE).tasks}
 LOADS = """
 import transformers
 model, info = getattr(transformers, kind).from_pretrained(repo, output_loading_info=True)
@@ -107,7 +107,10 @@ def test_every_prompt_fits_into_the_text_tower(content: Path) -> None:
 
     tokens = CLIPTokenizer.from_pretrained(content / "models" / BASES[0].id)
     names = [
-        (t, name) for task in suites.load(SUITE).tasks for t in task.templates for name in task.class_names
+        (t, name)
+        for task in suites.load_clip(SUITE).tasks
+        for t in task.templates
+        for name in task.class_names
     ]
     assert (
         max(map(len, tokens([template.replace("{c}", name) for template, name in names])["input_ids"])) <= 77

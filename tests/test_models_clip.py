@@ -174,7 +174,7 @@ def test_every_published_prompt_has_the_same_tokens_in_both_libraries() -> None:
     """So that heads can agree; the names hold brackets, apostrophes, digits and underscores."""
     theirs = open_clip.get_tokenizer("ViT-B-32")
     end, prompts = 49407, set()
-    for task in suites.load("clip-vit-b32-20").tasks:
+    for task in suites.load_clip("clip-vit-b32-20").tasks:
         prompts |= {t.replace("{c}", name) for name in task.class_names for t in task.templates[:1]}
     asked = sorted(prompts)
     ours = torch.tensor(tiny_clip.tokenizer()(asked, padding="max_length", max_length=77)["input_ids"])

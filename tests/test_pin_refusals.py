@@ -13,13 +13,13 @@ from tests.pin_replica import BASE, Replica, described, write_repositories
 
 SCRIPT = """
 from benchmarks import pin
-from benchmarks.suites import Suite
+from benchmarks.suites import ClipSuite
 
 def complaint(edit):
     content = suite.model_dump()
     edit(content, content["tasks"][0], content["tasks"][0]["dataset"])
     try:
-        pin.pin(Suite.model_validate(content), Path(path.parent, "refused.json"))
+        pin.pin(ClipSuite.model_validate(content), Path(path.parent, "refused.json"))
     except UserError as error:
         return str(error)
 

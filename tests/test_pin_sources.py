@@ -144,6 +144,12 @@ def test_labels_that_are_no_integers_are_refused(labels: list[Any]) -> None:
         label_counts(rows(labels), "label")
 
 
+def test_scores_count_under_the_nearest_integer() -> None:
+    assert label_counts(rows([0.4, 4.6, 5.0, -0.6]), "label", scores=True) == {-1: 1, 0: 1, 5: 2}
+    with pytest.raises(UserError, match="column 'label' holds scores that are no numbers"):
+        label_counts(rows([0.5, float("nan")]), "label", scores=True)
+
+
 def task() -> TaskSpec:
     return SUITE.tasks[0]
 

@@ -22,14 +22,15 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional as F
 
-from benchmarks import compute, data, environment, executors, runner, suites
+from benchmarks import compute, data, environment, executors, image_bench, runner, suites
 from benchmarks.cells import CONTROLS, Cell, Request
 from benchmarks.clip import BASE_FILE, EXPERT_FILE
 from benchmarks.compute import Outcome
+from benchmarks.image_bench import ImageBench
 from benchmarks.images import Images
 from benchmarks.runner import run
 from benchmarks.sources import digest
-from benchmarks.suites import TaskSpec
+from benchmarks.suites import ImageTask
 from benchmarks.workbench import Bench
 from epmq.calibration import Calibration
 from epmq.checkpoint import sha256
@@ -239,19 +240,19 @@ def test_calibration_reads_no_label_and_no_test_sample(
     tiny: TinySuite, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[tuple[str, int]] = []
-    images = Bench.images
+    images = ImageBench.images
 
-    def spy(self: Bench, task: TaskSpec, split: str, ids: list[int] | None = None) -> Images:
+    def spy(self: ImageBench, task: ImageTask, split: str, ids: list[int] | None = None) -> Images:
         found = images(self, task, split, ids)
         found.labels[:] = -1  # whoever uses them gives another result
         seen.append((split, len(found)))
         return found
 
-    expected = Bench(tiny.suite).calibration_inputs(8, 0)
-    monkeypatch.setattr(Bench, "images", spy)
-    inputs = Bench(tiny.suite).calibration_inputs(8, 0)
+    expected = ImageBench(tiny.suite).calibration_inputs(8, 0)
+    monkeypatch.setattr(ImageBench, "images", spy)
+    inputs = ImageBench(tiny.suite).calibration_inputs(8, 0)
     assert seen == [("train", 8)] * len(TASKS)
-    assert all(torch.equal(inputs[task], expected[task]) for task in TASKS)
+    assert all(torch.equal(*map(torch.as_tensor, (inputs[t], expected[t]))) for t in TASKS)
 
 
 def test_manifest_names_every_revision(tiny: TinySuite, finished: RunFolder) -> None:
@@ -274,7 +275,7 @@ def test_manifest_names_every_revision(tiny: TinySuite, finished: RunFolder) -> 
 def test_no_expert_right_on_a_task_leaves_normalised_out(
     tiny: TinySuite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(compute, "predictions", lambda *_: np.full((1, TEST), -1, dtype=np.int32))
+    monkeypatch.setattr(image_bench, "predictions", lambda *_: np.full((1, TEST), -1, dtype=np.int32))
     folder = run(tiny.suite, few(controls=["experts"]), tmp_path, {})
     assert {r.method: r.normalised for r in folder.records()} == {"experts": None, "rtn": None}
 
@@ -357,7 +358,7 @@ def test_a_folder_of_another_suite_version_is_refused_before_models_are_opened(
 ) -> None:
     run(tiny.suite, few(), tmp_path / "out", {})
     before = snapshot(tmp_path / "out")
-    monkeypatch.setattr(runner, "Bench", lambda *_: pytest.fail("models were opened"))
+    monkeypatch.setattr(runner, "open_bench", lambda *_: pytest.fail("models were opened"))
     newer = tiny.suite.model_copy(update={"version": 2})
     with pytest.raises(ResultError, match="holds results of tiny version 1, asked for tiny version 2"):
         run(newer, few(), tmp_path / "out", {})

@@ -11,7 +11,7 @@ import pytest
 
 from benchmarks import suites
 from benchmarks.cells import CONTROLS, Request, expand
-from benchmarks.suites import Suite
+from benchmarks.suites import ClipSuite
 from epmq.errors import UserError
 
 BASES = {"b32": "openai/clip-vit-base-patch32", "l14": "openai/clip-vit-large-patch14"}
@@ -35,10 +35,10 @@ def variant(path: Path, change: dict[str, Any]) -> Path:
     return path
 
 
-def edited(suite: Suite, edit: Callable[[dict[str, Any]], object]) -> Suite:
+def edited(suite: ClipSuite, edit: Callable[[dict[str, Any]], object]) -> ClipSuite:
     described = suite.model_dump()
     edit(described)
-    return Suite.model_validate(described)
+    return ClipSuite.model_validate(described)
 
 
 def test_the_clip_suites_are_bundled() -> None:
@@ -57,7 +57,7 @@ def test_a_clip_suite_has_its_tasks_in_order_and_an_expert_of_its_own_base_for_e
 
 @pytest.mark.parametrize("name", CLIP)
 def test_a_clip_suite_is_read_by_transformers_with_the_slow_processor(name: str) -> None:
-    suite = suites.load(name)
+    suite = suites.load_clip(name)
     assert (suite.library, suite.image_processor, suite.rehearsal) == ("transformers", "slow", False)
 
 
@@ -94,7 +94,7 @@ def test_suites_of_other_sizes_share_their_tasks() -> None:
 def test_a_used_task_takes_the_suites_own_fields(tmp_path: Path) -> None:
     own = {"use": "pcam", "expert": "someone/expert", "templates": ["{c}"]}
     file = variant(tmp_path / "suite.json", {"tasks": [own]})
-    task = suites.load(str(file)).tasks[0]
+    task = suites.load_clip(str(file)).tasks[0]
     assert (task.task, task.expert, task.templates) == ("pcam", "someone/expert", ["{c}"])
     assert task.class_names == ["lymph node", "lymph node containing metastatic tumor tissue"]
 
@@ -131,7 +131,7 @@ def test_a_bad_suite_file(tmp_path: Path, change: dict[str, Any], complaint: str
     ids=["processor", "templates", "class names", "config", "split", "order"],
 )
 def test_the_fingerprint_follows_what_moves_numbers(edit: Callable[[dict[str, Any]], object]) -> None:
-    suite = suites.load("clip-vit-b32-8")
+    suite = suites.load_clip("clip-vit-b32-8")
     assert suites.fingerprint(edited(suite, edit)) != suites.fingerprint(suite)
 
 
@@ -145,7 +145,7 @@ def test_the_fingerprint_follows_what_moves_numbers(edit: Callable[[dict[str, An
     ids=["notes and expert", "path and licence", "description"],
 )
 def test_the_fingerprint_ignores_what_cannot_move_numbers(edit: Callable[[dict[str, Any]], object]) -> None:
-    suite = suites.load("clip-vit-b32-8")
+    suite = suites.load_clip("clip-vit-b32-8")
     assert suites.fingerprint(edited(suite, edit)) == suites.fingerprint(suite)
 
 

@@ -13,7 +13,7 @@ import json
 import pytest
 
 from benchmarks import suites
-from benchmarks.suites import TaskSpec
+from benchmarks.suites import ImageTask
 
 # classes, templates, test samples, data set, SHA-256 of names and templates (first 12 digits)
 FACTS = {
@@ -58,13 +58,13 @@ ODD_TEMPLATES = {
 
 
 @pytest.fixture(scope="module")
-def tasks() -> dict[str, TaskSpec]:
-    return {task.task: task for task in suites.load("clip-vit-l14-20").tasks}
+def tasks() -> dict[str, ImageTask]:
+    return {task.task: task for task in suites.load_clip("clip-vit-l14-20").tasks}
 
 
 @pytest.mark.parametrize("name", FACTS)
 def test_names_templates_counts_and_data_sets_are_the_published_ones(
-    tasks: dict[str, TaskSpec], name: str
+    tasks: dict[str, ImageTask], name: str
 ) -> None:
     """Pitfalls 10 and 14: names and templates verbatim, the sizes of the splits that were evaluated."""
     task = tasks[name]
@@ -74,24 +74,24 @@ def test_names_templates_counts_and_data_sets_are_the_published_ones(
 
 
 @pytest.mark.parametrize("name", ODD_NAMES)
-def test_odd_class_names_stay(tasks: dict[str, TaskSpec], name: str) -> None:
+def test_odd_class_names_stay(tasks: dict[str, ImageTask], name: str) -> None:
     """Pitfall 10."""
     assert set(ODD_NAMES[name]) <= set(tasks[name].class_names)
 
 
 @pytest.mark.parametrize("name", ODD_TEMPLATES)
-def test_odd_templates_stay(tasks: dict[str, TaskSpec], name: str) -> None:
+def test_odd_templates_stay(tasks: dict[str, ImageTask], name: str) -> None:
     """Pitfall 10."""
     assert set(ODD_TEMPLATES[name]) <= set(tasks[name].templates)
 
 
-def test_emotions_are_in_the_order_of_the_copy_that_is_used(tasks: dict[str, TaskSpec]) -> None:
+def test_emotions_are_in_the_order_of_the_copy_that_is_used(tasks: dict[str, ImageTask]) -> None:
     """Kaggle's order, with surprise before sadness and neutral last, would swap classes."""
     order = ["angry", "disgusted", "fearful", "happy", "neutral", "sad", "surprised"]
     assert tasks["fer2013"].class_names == order
 
 
-def test_emnist_letters_are_taken_as_they_are_stored(tasks: dict[str, TaskSpec]) -> None:
+def test_emnist_letters_are_taken_as_they_are_stored(tasks: dict[str, ImageTask]) -> None:
     """Pitfall 8: labels 0 to 25 without a shift; a task has no field that could turn its images."""
     task = tasks["emnist_letters"]
     assert task.class_names == [chr(ord("A") + i) for i in range(26)]
@@ -113,7 +113,7 @@ def test_emnist_letters_are_taken_as_they_are_stored(tasks: dict[str, TaskSpec])
     ],
 )
 def test_configurations_splits_and_columns(
-    tasks: dict[str, TaskSpec], name: str, config: str | None, evaluated: str, columns: tuple[str, str]
+    tasks: dict[str, ImageTask], name: str, config: str | None, evaluated: str, columns: tuple[str, str]
 ) -> None:
     """Pitfall 9."""
     spec = tasks[name].dataset
@@ -121,12 +121,12 @@ def test_configurations_splits_and_columns(
     assert (spec.image_column, spec.label_column) == columns
 
 
-def test_pcam_names_are_in_the_order_of_false_and_true(tasks: dict[str, TaskSpec]) -> None:
+def test_pcam_names_are_in_the_order_of_false_and_true(tasks: dict[str, ImageTask]) -> None:
     """Pitfall 9: labels are booleans."""
     assert tasks["pcam"].class_names == ["lymph node", "lymph node containing metastatic tumor tissue"]
 
 
-def test_hyphens_and_underscores_are_spelled_as_published(tasks: dict[str, TaskSpec]) -> None:
+def test_hyphens_and_underscores_are_spelled_as_published(tasks: dict[str, ImageTask]) -> None:
     """Pitfall 11."""
     hyphens = {name for name in tasks if "-" in name}
     underscores = {name for name in tasks if "_" in name}
@@ -139,30 +139,30 @@ def test_hyphens_and_underscores_are_spelled_as_published(tasks: dict[str, TaskS
 @pytest.mark.parametrize("name", [n for n in suites.names() if n.startswith("clip-vit-")])
 def test_no_suite_mixes_the_bases_of_two_sizes(name: str) -> None:
     """Pitfall 12: the published 20-task configuration names the ViT-B/32 base for ViT-L/14 experts."""
-    suite = suites.load(name)
+    suite = suites.load_clip(name)
     size, patch = ("base", 32) if "b32" in name else ("large", 14)
     assert suite.base == f"openai/clip-vit-{size}-patch{patch}"
     assert all(f"clip-vit-{size}-patch{patch}_" in task.expert for task in suite.tasks)
 
 
-def test_data_sets_that_were_renamed_have_their_new_ids(tasks: dict[str, TaskSpec]) -> None:
+def test_data_sets_that_were_renamed_have_their_new_ids(tasks: dict[str, ImageTask]) -> None:
     """Pitfall 13: ids without an owner needed loading scripts, which ``datasets`` no longer runs."""
     assert all(suites.on_hub(task.dataset.path) for task in tasks.values())
 
 
-def test_one_image_processor_is_chosen_and_part_of_what_numbers_depend_on(tasks: dict[str, TaskSpec]) -> None:
+def test_one_image_processor_is_chosen_and_numbers_depend_on_it(tasks: dict[str, ImageTask]) -> None:
     """Pitfall 6."""
-    suite = suites.load("clip-vit-b32-8")
+    suite = suites.load_clip("clip-vit-b32-8")
     assert suite.image_processor == "slow"
     fast = suite.model_copy(update={"image_processor": "fast"})
     assert suites.fingerprint(fast) != suites.fingerprint(suite)
 
 
-def test_nothing_is_tuned_on_what_is_evaluated(tasks: dict[str, TaskSpec]) -> None:
+def test_nothing_is_tuned_on_what_is_evaluated(tasks: dict[str, ImageTask]) -> None:
     """Pitfall 16: calibration reads the train split, never the one that gives the accuracy."""
     assert all(task.dataset.train_split != task.dataset.eval_split for task in tasks.values())
 
 
-def test_sizes_that_no_source_states_are_left_to_the_lock(tasks: dict[str, TaskSpec]) -> None:
+def test_sizes_that_no_source_states_are_left_to_the_lock(tasks: dict[str, ImageTask]) -> None:
     known = {name: t.dataset.train_size for name, t in tasks.items() if t.dataset.train_size is not None}
     assert known == {"oxford_flowers102": 1020, "pcam": 262144}

@@ -24,7 +24,7 @@ from torch import Tensor
 from benchmarks import suites
 from benchmarks.clip import BASE_FILE, EXPERT_FILE
 from benchmarks.micro_clip_8.train import build_tokenizer, write_model
-from benchmarks.suites import Suite
+from benchmarks.suites import ClipSuite
 from epmq.checkpoint import sha256
 from epmq.open_clip_vision import tower
 from epmq.tower import Tower
@@ -66,8 +66,8 @@ class TinySuite:
         return self.folder / "tiny.json"
 
     @property
-    def suite(self) -> Suite:
-        return suites.load(str(self.file))
+    def suite(self) -> ClipSuite:
+        return suites.load_clip(str(self.file))
 
     def expert(self, task: str) -> Path:
         return self.folder / "experts" / task / EXPERT_FILE

@@ -22,7 +22,7 @@ def accuracy(train: Labelled, images: Tensor, labels: Tensor) -> float:
 
 
 def main() -> None:
-    suite = suites.load("micro-clip-8")
+    suite = suites.load_clip("micro-clip-8")
     rows = []
     for task in suite.tasks:
         folder = suites.locate(task.dataset.path)

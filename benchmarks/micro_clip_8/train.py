@@ -16,13 +16,9 @@ read. Losses and held-out accuracies land in ``logs/`` beside the weights.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import math
-import os
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,14 +28,14 @@ from datasets import load_dataset
 from open_clip.model import CLIP
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
-from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerFast
+
+from benchmarks.training import SEED, Schedule, atomically, batches, optimise, step_generator
 
 HERE = Path(__file__).parent
 SUITE_FILE = HERE.parent / "suites" / "micro-clip-8.json"
-SEED = 20261123
 LABEL_SHARE = 0.02  # of each task's training labels, shown to the base
 HELD_OUT = 0.10  # of each task's training split, to measure convergence
 SKETCH_TEMPLATES = ["a sketch of a {c}.", "a drawing of a {c}.", "a doodle of a {c}."]
@@ -67,17 +63,6 @@ PREPROCESS_CFG: dict[str, Any] = {
     "interpolation": "bicubic",
     "resize_mode": "shortest",
 }
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """Optimisation of one training run: AdamW, linear warm-up, cosine decay to zero."""
-
-    steps: int
-    batch: int
-    lr: float
-    weight_decay: float
-    warmup: int
 
 
 BASE = Schedule(steps=7000, batch=192, lr=1e-3, weight_decay=0.1, warmup=300)
@@ -123,12 +108,6 @@ def build_tokenizer(corpus: list[str]) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special)
 
 
-def step_generator(*key: object) -> torch.Generator:
-    """A generator for one step of one run, so that a resumed run draws what the whole one would."""
-    digest = hashlib.sha256(repr((SEED, *key)).encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:7], "little"))
-
-
 def jitter(x: Tensor, g: torch.Generator, degrees: float, zoom: float, shift: float) -> Tensor:
     """A random rotation, zoom and shift per image, ``(n, 3, h, w)``."""
     n = len(x)
@@ -155,72 +134,6 @@ def recolour(x: Tensor, g: torch.Generator, share: float) -> Tensor:
 
 def normalise(x: Tensor) -> Tensor:
     return (x - 0.5) / 0.5
-
-
-def cosine_with_warmup(schedule: Schedule) -> Callable[[int], float]:
-    def factor(step: int) -> float:
-        if step < schedule.warmup:
-            return (step + 1) / schedule.warmup
-        done = (step - schedule.warmup) / max(1, schedule.steps - schedule.warmup)
-        return 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
-
-    return factor
-
-
-def atomically(path: Path, write: Callable[[Path], object]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".part")
-    write(temporary)
-    os.replace(temporary, path)
-
-
-def optimise(
-    name: str,
-    model: nn.Module,
-    trained: list[nn.Parameter],
-    schedule: Schedule,
-    loss_at: Callable[[int], Tensor],
-    checkpoint: Path,
-    measure: Callable[[], dict[str, float]],
-) -> list[dict[str, float]]:
-    """Train to the end of the schedule, from the last checkpoint if there is one; returns the log."""
-    optimiser = torch.optim.AdamW(
-        trained, lr=schedule.lr, weight_decay=schedule.weight_decay, betas=(0.9, 0.98)
-    )
-    warm = torch.optim.lr_scheduler.LambdaLR(optimiser, cosine_with_warmup(schedule))
-    start, log = 0, []
-    if checkpoint.exists():
-        state = torch.load(checkpoint, weights_only=True)
-        model.load_state_dict(state["model"])
-        optimiser.load_state_dict(state["optimiser"])
-        warm.load_state_dict(state["schedule"])
-        start, log = state["step"], state["log"]
-    every = max(1, schedule.steps // 10)
-    for step in tqdm(range(start, schedule.steps), desc=name, initial=start, total=schedule.steps):
-        model.train()
-        loss = loss_at(step)
-        optimiser.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(trained, 1.0)
-        optimiser.step()
-        warm.step()
-        if (step + 1) % every == 0 or step + 1 == schedule.steps:
-            model.eval()
-            with torch.no_grad():
-                log.append({"step": step + 1, "loss": loss.item(), **measure()})
-            tqdm.write(f"{name}: {log[-1]}")
-            state = {"model": model.state_dict(), "optimiser": optimiser.state_dict()}
-            state |= {"schedule": warm.state_dict(), "step": step + 1, "log": log}
-            atomically(checkpoint, partial(torch.save, state))
-    return log
-
-
-def batches(data: Labelled, size: int, *key: object) -> Iterator[Tensor]:
-    """Endless shuffled batches of indices."""
-    epoch = 0
-    while True:
-        yield from torch.randperm(len(data.labels), generator=step_generator(*key, epoch)).split(size)
-        epoch += 1
 
 
 def head(model: CLIP, tokenizer: Any, data: Labelled) -> Tensor:
@@ -322,7 +235,10 @@ def train_expert(
     with torch.no_grad():
         weights = model.logit_scale.exp() * head(model, tokenizer, data)
     trained = [p for name, p in model.visual.named_parameters() if name != "proj"]
-    order = [i for _, i in zip(range(schedule.steps), batches(train, schedule.batch, task), strict=False)]
+    order = [
+        i
+        for _, i in zip(range(schedule.steps), batches(len(train.labels), schedule.batch, task), strict=False)
+    ]
 
     def loss_at(step: int) -> Tensor:
         x = jitter(train.images[order[step]], step_generator(task, "aug", step), 8, 0.1, 0.08)
@@ -358,18 +274,15 @@ def main() -> None:
         for t in suite["tasks"]
     }
 
-    def scaled(s: Schedule) -> Schedule:
-        return Schedule(max(1, int(s.steps * options.scale)), s.batch, s.lr, s.weight_decay, s.warmup)
-
     def note(name: str, entries: list[dict[str, float]]) -> None:
         text = json.dumps(entries, indent=1) + "\n"
         atomically(options.out / "logs" / f"{name}.json", lambda p: p.write_text(text))
 
     if options.only is None or "base" in options.only:
-        note("base", train_base(tasks, options.out, options.work, scaled(BASE)))
+        note("base", train_base(tasks, options.out, options.work, BASE.scaled(options.scale)))
     for task, data in tasks.items():
         if options.only is None or task in options.only:
-            note(task, train_expert(task, data, options.out, options.work, scaled(EXPERT)))
+            note(task, train_expert(task, data, options.out, options.work, EXPERT.scaled(options.scale)))
 
 
 if __name__ == "__main__":

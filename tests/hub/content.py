@@ -1,15 +1,18 @@
-"""What the replica serves: `build` writes the repositories of the paper's CLIP suites into a folder, once."""
+"""What the replica serves: `build` and `build_text` write the repositories of suites into a folder, once."""
 
 from __future__ import annotations
 
 import hashlib
 import shutil
 import tempfile
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from benchmarks import suites
+from benchmarks.suites import PACKAGE
 
-SUITE = "clip-vit-l14-20"  # the suite that has every task
+SUITE = "clip-vit-l14-20"  # the suite that has every task of CLIP's
+PROMPTS = PACKAGE / "prompts" / "glue8"  # what the text models are taught to answer
 HERE = Path(__file__).parent
 MODULES = (
     "checkpoints",
@@ -19,31 +22,60 @@ MODULES = (
     "models",
     "repositories",
     "tokenizer",
-)  # what writes it
+)  # what writes the images' part
+TEXT_MODULES = (
+    "checkpoints",
+    "images",
+    "layouts",
+    "models",
+    "text_data",
+    "text_models",
+    "text_repositories",
+    "text_tokenizer",
+)
 
 
 def build(folder: Path) -> Path:
-    """Writes the content below ``folder``, unless it is there, and returns where it is.
+    """Writes the content of the CLIP suites below ``folder``, unless it is there, and returns where it is.
 
     Everything follows from the bundled suites and this package's code; a change in either makes another
     content, beside the old. Two processes may build at once.
     """
-    home = folder / _fingerprint()
-    if not home.is_dir():
-        from tests.hub.repositories import write  # loads torch, which content that is there does not need
 
+    def write(home: Path) -> None:
+        from tests.hub import repositories  # loads torch, which content that is there does not need
+
+        repositories.write(home, suites.load_clip(SUITE).tasks)
+
+    sources = [*modules(MODULES), *suites.TASKS.glob("*.json"), suites.FOLDER / f"{SUITE}.json"]
+    return _once(folder, sources, write)
+
+
+def build_text(folder: Path) -> Path:
+    """The same for the GLUE suites, full experts and adapters, and for causal language models."""
+
+    def write(home: Path) -> None:
+        from tests.hub import text_repositories
+
+        text_repositories.write(home)
+
+    return _once(folder, [*modules(TEXT_MODULES), *PROMPTS.glob("*.yaml")], write)
+
+
+def modules(names: Iterable[str]) -> list[Path]:
+    return [HERE / f"{name}.py" for name in names]
+
+
+def _once(folder: Path, sources: Iterable[Path], write: Callable[[Path], None]) -> Path:
+    """What ``write`` writes, below ``folder`` under the hash of what it is made from."""
+    made_from = b"\0".join(file.read_bytes() for file in sorted(sources))
+    home = folder / hashlib.sha256(made_from).hexdigest()[:16]
+    if not home.is_dir():
         folder.mkdir(parents=True, exist_ok=True)
         unfinished = Path(tempfile.mkdtemp(dir=folder))
-        write(unfinished, suites.load(SUITE).tasks)
+        write(unfinished)
         try:
             unfinished.rename(home)
         except OSError:  # another process was first
             shutil.rmtree(unfinished)
     return home
-
-
-def _fingerprint() -> str:
-    """Hash of what the content is made from."""
-    modules = [HERE / f"{name}.py" for name in MODULES]
-    sources = [*modules, *suites.TASKS.glob("*.json"), suites.FOLDER / f"{SUITE}.json"]
-    return hashlib.sha256(b"\0".join(file.read_bytes() for file in sorted(sources))).hexdigest()[:16]

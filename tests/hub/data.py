@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from benchmarks.suites import TaskSpec
+from benchmarks.suites import ImageTask
 from tests.hub import layouts
 from tests.hub.images import ROTATED_EXIF, TRUNCATED_EXIF, Format, Mode, draw, encode, generator
 from tests.hub.layouts import Content, Layout, Sample
@@ -105,7 +105,7 @@ def _sample(task: str, split: str, i: int, label: int) -> Sample:
     return Sample(encode(picture, made.modes[i % len(made.modes)], made.form, exif), label)
 
 
-def write(home: Path, spec: TaskSpec, drawn: dict[str, list[Sample]]) -> None:
+def write(home: Path, spec: ImageTask, drawn: dict[str, list[Sample]]) -> None:
     """The repository of a data set's samples, as it is on the hub."""
     made = DATA[spec.task]
     home.mkdir(parents=True)

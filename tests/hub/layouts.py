@@ -128,20 +128,31 @@ def image_folder(home: Path, content: Content) -> None:
 
 def add_config(home: Path, content: Content, features: Features, row: Row) -> None:
     """A configuration's parquet files, and its description in the card."""
-    folder = "data" if content.config == "default" else content.config
+    tables = {
+        split: [row(f"{split}_{i}", sample) for i, sample in enumerate(drawn)]
+        for split, drawn in content.splits.items()
+    }
+    add_tables(home, content.config, features, tables, content.shards)
+
+
+def add_tables(
+    home: Path, config: str, features: Features, tables: dict[str, list[dict[str, Any]]], shards: int = 1
+) -> None:
+    """A configuration's splits as parquet files, that of training in ``shards``, and the card's entry."""
+    folder = "data" if config == "default" else config
     (home / folder).mkdir(parents=True, exist_ok=True)
     info = DatasetInfo(features=features, splits=SplitDict())
-    for split, drawn in content.splits.items():
-        shards = content.shards if split == "train" else 1
-        for shard in range(shards):
-            part = range(shard * len(drawn) // shards, (shard + 1) * len(drawn) // shards)
-            rows = [row(f"{split}_{i}", drawn[i]) for i in part]
-            table = pa.Table.from_pylist(rows, schema=features.arrow_schema)
-            pq.write_table(table, home / folder / f"{split}-{shard:05}-of-{shards:05}.parquet")
-        info.splits.add(SplitInfo(split, sum(len(sample.picture.data) for sample in drawn), len(drawn)))
-    files = [{"split": split, "path": f"{folder}/{split}-*"} for split in content.splits]
+    for split, rows in tables.items():
+        parts, size = (shards if split == "train" else 1), 0
+        for part in range(parts):
+            chosen = rows[part * len(rows) // parts : (part + 1) * len(rows) // parts]
+            table = pa.Table.from_pylist(chosen, schema=features.arrow_schema)
+            pq.write_table(table, home / folder / f"{split}-{part:05}-of-{parts:05}.parquet")
+            size += table.nbytes
+        info.splits.add(SplitInfo(split, size, len(rows)))
+    files = [{"split": split, "path": f"{folder}/{split}-*"} for split in tables]
     file = home / "README.md"
     card = DatasetCard.load(file).data if file.exists() else DatasetCardData()
-    DatasetInfosDict({content.config: info}).to_dataset_card_data(card)
-    MetadataConfigs({content.config: {"data_files": files}}).to_dataset_card_data(card)
+    DatasetInfosDict({config: info}).to_dataset_card_data(card)
+    MetadataConfigs({config: {"data_files": files}}).to_dataset_card_data(card)
     file.write_text(f"---\n{card.to_yaml()}\n---\n", encoding="utf-8")

@@ -1,4 +1,4 @@
-"""``python -m tests.hub.rehearse --out DIR``: the paper's CLIP suites, end to end, on a replica of the hub.
+"""``python -m tests.hub.rehearse --out DIR``: the paper's suites, end to end, on a replica of the hub.
 
 The commands are those that a user types; models and data are made-up stand-ins, so no number is a result.
 Typed again, it goes on where it stopped.
@@ -13,34 +13,64 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from tests.hub.content import build
+from tests.hub.content import build, build_text
 from tests.hub.server import Hub
-from tests.hub.suites import write_suites
+from tests.hub.suites import TEXT_NAMES, write_lm_tasks, write_suites
+from tests.hub.text_data import TRAIN
+
+LLAMA = "replica/tiny-llama"  # experts: -a, whole, and -b, an adapter
+LM_TASKS = ("rte", "sst2")
+FEWER = {  # for time; between them, both merges
+    "flan-t5-base-glue8": ["--comparison", "regression"],
+    "flan-t5-base-glue8-lora16": [
+        "--comparison",
+        "regression",
+        "--merge",
+        "ties",
+        "--method",
+        "gptq",
+        "epmq",
+    ],
+}
 
 
 def main() -> None:
-    """Plan, pin, run and compare each suite; the first command that fails ends it."""
+    """Plan, pin, run and compare each suite, then run a causal model; the first failure ends it."""
     parser = argparse.ArgumentParser(prog="python -m tests.hub.rehearse", description=__doc__)
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
     parser.add_argument("--bits", nargs="+", default=["4"])
+    parser.add_argument("--only", choices=("clip", "glue", "lm"), nargs="+", default=["clip", "glue", "lm"])
     options = parser.parse_args()
     out = options.out.absolute()
     start = time.perf_counter()
-    content, suites = build(out / "content"), write_suites(out / "suites")
-    with Hub(content) as hub:
+    content = build(out / "content"), build_text(out / "content")
+    suites = {"clip": write_suites(out / "suites"), "glue": write_suites(out / "suites", TEXT_NAMES)}
+    with Hub(*content) as hub:
         env = {**hub.env(out / "hub-cache"), "EPMQ_CACHE": str(out / "cache"), "OMP_NUM_THREADS": "1"}
-        for suite in suites:
-            rehearse(suite, out / suite.stem, options.bits, env)
+        for kind in options.only:
+            for suite in suites.get(kind, []):
+                rehearse(suite, out / suite.stem, ["--bits", *options.bits, *FEWER.get(suite.stem, [])], env)
+        if "lm" in options.only:
+            rehearse_lm(out, options.bits, env)
     print(f"\nrehearsed in {time.perf_counter() - start:.0f} s: made-up stand-ins, no number is a result")
 
 
-def rehearse(suite: Path, out: Path, bits: list[str], env: Mapping[str, str]) -> None:
+def rehearse(suite: Path, out: Path, given: list[str], env: Mapping[str, str]) -> None:
     """One suite."""
-    epmq("run", str(suite), "--bits", *bits, "--plan", env=env)
+    epmq("run", str(suite), *given, "--plan", env=env)
     epmq("pin", str(suite), env=env)
-    epmq("run", str(suite), "--bits", *bits, "--out", str(out), env=env)
+    epmq("run", str(suite), *given, "--out", str(out), env=env)
     epmq("table", str(out), "--save", env=env)
     epmq("compare", str(out), env=env)
+
+
+def rehearse_lm(out: Path, bits: list[str], env: Mapping[str, str]) -> None:
+    """A causal language model with two experts, one of them an adapter, on two tasks of GLUE."""
+    tasks = write_lm_tasks(out / "tasks", LM_TASKS)
+    models = ["--base", LLAMA, "--expert", f"{LLAMA}-a", f"{LLAMA}-b"]
+    given = [*models, "--tasks", *map(str, tasks), "--samples", str(TRAIN), "--bits", *bits]
+    epmq("run", "lm", *given, "--out", str(out / "lm"), env=env)
+    epmq("table", str(out / "lm"), "--save", env=env)
 
 
 def epmq(*arguments: str, env: Mapping[str, str]) -> None:

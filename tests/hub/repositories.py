@@ -11,13 +11,13 @@ from typing import Any
 from PIL import Image
 from transformers import CLIPTokenizer
 
-from benchmarks.suites import TaskSpec
+from benchmarks.suites import ImageTask
 from tests.hub import checkpoints, data, models, tokenizer
 from tests.hub.layouts import Sample
 from tests.hub.models import BASES, Size
 
 
-def write(home: Path, tasks: list[TaskSpec]) -> None:
+def write(home: Path, tasks: Sequence[ImageTask]) -> None:
     """``datasets/OWNER/NAME`` of every task, and ``models/OWNER/NAME`` of two bases and their experts."""
     training = {}
     for task in tasks:
@@ -41,7 +41,7 @@ def write(home: Path, tasks: list[TaskSpec]) -> None:
 
 
 def _expert(
-    model: Any, size: Size, tokens: Any, task: TaskSpec, training: Sequence[Sample]
+    model: Any, size: Size, tokens: Any, task: ImageTask, training: Sequence[Sample]
 ) -> models.Weights:
     prompts = [task.templates[0].replace("{c}", name) for name in task.class_names]
     wanted = models.directions(model, tokens, prompts)[[sample.label for sample in training]]

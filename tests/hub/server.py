@@ -42,20 +42,20 @@ class Served:
 
 
 class Hub:
-    """Serves the repositories in a folder (`tests.hub.content.build` fills one) until closed.
+    """Serves the repositories in folders (`tests.hub.content` has functions that fill one) until closed.
 
     >>> with Hub(folder) as hub:
     ...     subprocess.run([...], env=hub.env(tmp_path / "cache"), check=True)
     ...     assert "openai/clip-vit-base-patch32/tf_model.h5" not in hub.downloaded()
 
-    The folder is read once, when the replica starts, and never written: any number of replicas may share it.
+    Folders are read once, when the replica starts, and never written: any number of replicas may share them.
     Clients read the endpoint when they are imported, so they belong in a process of their own, started
     with ``env``. A pattern is matched (`fnmatch`) against a request's path, as in ``*/model.safetensors`` or
     ``/api/datasets/ylecun/*``. A download is two requests of one path, HEAD and GET.
     """
 
-    def __init__(self, folder: Path, port: int = 0) -> None:
-        self.repos = {(repo.kind, repo.id): repo for repo in store.load(folder)}
+    def __init__(self, *folders: Path, port: int = 0) -> None:
+        self.repos = {(repo.kind, repo.id): repo for folder in folders for repo in store.load(folder)}
         self.served: list[Served] = []
         self.closing = threading.Event()
         self._faults: list[Fault] = []

@@ -1,0 +1,126 @@
+"""A text suite's models: the base language model as a tower, its tokenizer, experts (full or LoRA)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, T5ForConditionalGeneration
+
+from benchmarks.resolve import model_files
+from benchmarks.sources import Fetched, Sources
+from benchmarks.suites import TextSuite
+from benchmarks.weights import readable
+from benchmarks.workbench import Models
+from epmq import causal_lm, t5
+from epmq.checkpoint import LazyCheckpoint, check_expert, check_finite, prefix_of
+from epmq.errors import UserError
+from epmq.lora import CONFIG, lora_merged
+from epmq.tower import Tower
+
+
+@dataclass(frozen=True)
+class TextModels(Models):
+    """The models of a text suite; the tower quantises ``tower.model`` in place.
+
+    Attributes:
+        tokenizer: the base's, for every model.
+    """
+
+    tokenizer: Any
+
+
+def open_models(suite: TextSuite, sources: Sources) -> TextModels:
+    """Open a suite's models; every expert is read once and checked against the base.
+
+    Raises:
+        UserError: a model is missing, damaged, of another architecture, not the pinned one, its tokenizer
+            does not match, or an expert does not fit the base.
+    """
+    origin = sources.model(suite.base, model_files(suite, suite.base))
+    fetched = {t.task: sources.model(t.expert, model_files(suite, t.expert)) for t in suite.tasks}
+    weights = readable(origin.folder, origin.files)
+    stored = LazyCheckpoint(weights)
+    config, tokenizer = _configuration(suite, origin.folder)
+    tower = _tower(suite, config, stored)
+    _check_tokenizer(tokenizer, tower.model.config, stored, tower, origin.folder)
+    base = _tensors(stored, weights, tower, str(origin.folder))
+    tower.load_all(base)
+    check_finite(base, suite.base)
+    experts = {task: _expert(found, base, tower) for task, found in fetched.items()}
+    for task, found in tqdm(fetched.items(), desc="checking experts", leave=False, delay=2):
+        check_expert(base, experts[task], str(found.folder))
+    revisions = {"base": origin.revision, "experts": {task: x.revision for task, x in fetched.items()}}
+    return TextModels(tower, base, experts, revisions, tokenizer)
+
+
+def _configuration(suite: TextSuite, folder: Path) -> tuple[Any, Any]:
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # a folder that does not hold together fails in any of many places
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        raise UserError(
+            f"{folder}: cannot be loaded by transformers ({reason}); is the folder complete?"
+        ) from error
+    if bool(config.is_encoder_decoder) != (suite.architecture == "encoder-decoder"):
+        kind = "an encoder-decoder" if config.is_encoder_decoder else "a decoder-only model"
+        raise UserError(
+            f"{folder / 'config.json'}: describes {kind} ({config.model_type}), the suite {suite.name} needs "
+            f"{suite.architecture}; give another base"
+        )
+    return config, tokenizer
+
+
+def _tower(suite: TextSuite, config: Any, stored: LazyCheckpoint) -> Tower:
+    """The model of a configuration as a tower, its weights not yet loaded."""
+    kind = T5ForConditionalGeneration if suite.architecture == "encoder-decoder" else AutoModelForCausalLM
+    if suite.architecture == "encoder-decoder" and config.model_type != "t5":
+        raise UserError(f"{stored.path.parent}: a {config.model_type} model is not supported; need a T5")
+    # Eager attention is what the walk's blocks compute; the configuration's dtype is that of its files.
+    make = getattr(kind, "from_config", None) or kind._from_config
+    with torch.random.fork_rng(devices=[]):  # initial weights are drawn from the global generator
+        model = make(config, attn_implementation="eager", dtype=torch.float32)
+    model = model.eval().requires_grad_(False)
+    if suite.architecture == "causal":
+        return causal_lm.tower(model)
+    if t5.has_own_output(stored):
+        model.lm_head.weight = torch.nn.Parameter(torch.empty_like(model.lm_head.weight), requires_grad=False)
+    return t5.tower(model)
+
+
+def _check_tokenizer(tokenizer: Any, config: Any, stored: LazyCheckpoint, tower: Tower, folder: Path) -> None:
+    rows = next(p for name, p in tower.stem.named_parameters()).shape[0]
+    if len(tokenizer) > rows:
+        raise UserError(
+            f"{folder}: the tokenizer has {len(tokenizer)} tokens, the model's embedding {rows} rows; "
+            "give the model its own tokenizer"
+        )
+    for name in ("pad_token_id", "eos_token_id"):
+        ours, theirs = getattr(tokenizer, name), getattr(config, name)
+        known = theirs if isinstance(theirs, list) else [theirs]
+        if theirs is not None and ours not in known:
+            raise UserError(
+                f"{folder}: the tokenizer's {name} is {ours}, config.json says {theirs}; give the model its "
+                "own tokenizer"
+            )
+
+
+def _tensors(stored: LazyCheckpoint, weights: Path, tower: Tower, where: str) -> LazyCheckpoint:
+    """The tower's tensors in a checkpoint, without the copies of tied ones that older files hold."""
+    copies = [name for names in tower.tied.values() for name in names]
+    prefix = prefix_of(stored, tower.merged_parameters(), where)
+    return LazyCheckpoint(weights, prefix, without={*tower.shared, *copies})
+
+
+def _expert(found: Fetched, base: Mapping[str, Tensor], tower: Tower) -> Mapping[str, Tensor]:
+    """A full expert as it is stored; a LoRA expert merged into the base."""
+    if CONFIG in found.files:
+        return lora_merged(base, found.folder)
+    weights = readable(found.folder, found.files)
+    return _tensors(LazyCheckpoint(weights), weights, tower, str(found.folder))
