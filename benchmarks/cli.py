@@ -10,7 +10,7 @@ from fnmatch import fnmatchcase
 from typing import NoReturn
 
 # What needs torch is imported by the commands that need it, for it takes seconds.
-from benchmarks import cli_pin, cli_run, suites
+from benchmarks import cli_pin, cli_run, lm_suite, suites
 from epmq.errors import UserError
 from results import cli_folder, cli_judge, cli_report, cli_tables
 from results.errors import ResultError
@@ -68,7 +68,10 @@ def _list(options: argparse.Namespace) -> int:
         raise UserError(f"no method matches {options.pattern!r}; 'epmq list' shows all")
     if options.pattern == "*":
         listed = {
-            "suites": [{"name": n, "summary": suites.load(n).description} for n in suites.names()],
+            "suites": [
+                *({"name": n, "summary": suites.load(n).description} for n in suites.names()),
+                {"name": lm_suite.NAME, "summary": "any Llama-like model, its experts and their tasks, as named"},
+            ],
             "merges": [{"name": n, "summary": _first_line(f.__doc__)} for n, f in known().items()],
             **listed,
             "controls": [{"name": n, "summary": s} for n, s in CONTROLS.items()],

@@ -44,6 +44,19 @@ def test_the_towers_have_the_published_sizes(name: str, parameters: int, flops: 
     assert tower.flops == pytest.approx(flops, rel=0.02)
 
 
+def test_flan_t5_base_has_the_published_size() -> None:
+    """247,577,856 parameters, of which 48,384 are norms and relative position biases."""
+    tower = suites.load("flan-t5-base-glue8").tower
+    assert tower is not None
+    assert tower.parameters == 247_577_856 - 48_384
+
+
+def test_a_text_suite_keeps_merges_and_decodes_nothing() -> None:
+    plan = planned(suites.load("flan-t5-base-glue8"))
+    assert line(plan, "disk") == "disk 3.0 GB 3 merges in float32"
+    assert len(plan.downloads) == 9 + 8
+
+
 def test_a_bundled_suite_downloads_nothing() -> None:
     text = str(planned(suites.load("micro-clip-8")))
     assert "micro-clip-8, version 1: 47 cells" in text
