@@ -70,7 +70,7 @@ def _list(options: argparse.Namespace) -> int:
         listed = {
             "suites": [
                 *({"name": n, "summary": suites.load(n).description} for n in suites.names()),
-                {"name": lm_suite.NAME, "summary": "any Llama-like model, its experts and their tasks, as named"},
+                {"name": lm_suite.NAME, "summary": "any Llama-like model, its experts and their tasks"},
             ],
             "merges": [{"name": n, "summary": _first_line(f.__doc__)} for n, f in known().items()],
             **listed,
