@@ -41,7 +41,7 @@ def tasks(data: FigureData) -> Figure:
         bottom = total - (row + 1) * height
         ax = figure.add_axes((left / WIDTH, bottom / total, width / WIDTH, _BAR * len(labels) / total))
         _panel(ax, points, labels)
-        ax.set_title(f"{shortened(task, 18)}", pad=3, fontsize=8.4)
+        ax.set_title(f"{shortened(task, 16)}", pad=3, fontsize=8.4)
         ax.annotate(f"n = {points[0]['n']}", (1, 1), (0, 3), xycoords="axes fraction",
                     textcoords="offset points", ha="right", color=MUTED, fontsize=7)  # fmt: skip
         names = [shortened(label, 24) for label in labels]
