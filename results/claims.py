@@ -194,7 +194,7 @@ def _deviations(layer: LayerResult | None) -> tuple[float, float, float] | None:
     if layer is None:
         return None
     E, Q, M = layer.expert_deviation, layer.quantisation_deviation, layer.merging_deviation
-    if E is None or Q is None or M is None or M <= 0 or Q < 0:
+    if E is None or Q is None or M is None or Q < 0 or not layer.experts_differ:
         return None
     return E / M, Q / M, (E - M - Q) / (2 * math.sqrt(M * Q)) if Q else 0.0
 

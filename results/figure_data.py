@@ -229,7 +229,9 @@ def _deviations(rows: Sequence[Row], label: Callable[[Row], str]) -> Iterator[Fi
 def _layers(row: Row, label: str) -> Iterator[Point]:
     for index, layer in enumerate(row.records[0].layers):
         merging, expert = layer.merging_deviation, layer.expert_deviation
-        if not merging or expert is None or layer.quantisation_deviation is None:
+        if merging is None or expert is None or layer.quantisation_deviation is None:
+            continue
+        if not layer.experts_differ:
             continue
         yield {
             "label": label,

@@ -143,6 +143,12 @@ class LayerResult(_Model):
     merging_deviation: Real | None = None
     warnings: tuple[str, ...] = ()
 
+    @property
+    def experts_differ(self) -> bool:
+        """Whether there is a merging deviation beyond noise; there is none where LoRA left a layer alone."""
+        M, Q = self.merging_deviation, self.quantisation_deviation
+        return M is not None and M > 0 and (Q is None or M > 1e-10 * Q)
+
 
 class Record(_Versioned):
     """One cell of a comparison. `key` is the hash of everything that can change its numbers.

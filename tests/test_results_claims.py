@@ -193,7 +193,8 @@ def test_c3_is_not_supported_elsewhere(tmp_path: Path, guided: list[LayerResult]
 
 def test_c3_leaves_out_layers_without_deviations(tmp_path: Path) -> None:
     bare = [LayerResult(name="bare", rows=8, columns=4, objective=0.25)]
-    none = [*layers(E=11, Q=0, M=0, count=1), *bare]
+    untouched = layers(E=3, Q=3, M=1e-11, count=1)  # a layer that no LoRA adapter changes, and its noise
+    none = [*layers(E=11, Q=0, M=0, count=1), *untouched, *bare]
     cells = [gptq("g", both(0.6, 0.6), layers=none), epmq("e", both(0.6, 0.6), layers=none)]
     assert judged(tmp_path, "C3", *cells).overall == "not run"
 
