@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from tests.hub.content import build, build_text
@@ -35,7 +36,7 @@ FEWER = {  # for time; between them, both merges
 
 
 def main() -> None:
-    """Plan, pin, run and compare each suite, then run a causal model; the first failure ends it."""
+    """Plan, pin, run and compare each suite, and run a causal model; parts go side by side."""
     parser = argparse.ArgumentParser(prog="python -m tests.hub.rehearse", description=__doc__)
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
     parser.add_argument("--bits", nargs="+", default=["4"])
@@ -43,16 +44,48 @@ def main() -> None:
     options = parser.parse_args()
     out = options.out.absolute()
     start = time.perf_counter()
+    if len(options.only) > 1:
+        side_by_side(out, options.only, options.bits)
+    else:
+        rehearse_part(out, options.only[0], options.bits)
+    print(f"\nrehearsed in {time.perf_counter() - start:.0f} s: made-up stand-ins, no number is a result")
+
+
+def side_by_side(out: Path, parts: list[str], bits: list[str]) -> None:
+    """Each part in a process of its own; what one prints is shown when it ends, failures included."""
+    print(f"rehearsing {', '.join(parts)} side by side; each is shown when it has ended", flush=True)
+
+    def run(part: str) -> subprocess.CompletedProcess[str]:
+        command = [
+            sys.executable,
+            "-m",
+            "tests.hub.rehearse",
+            "--out",
+            str(out),
+            "--only",
+            part,
+            "--bits",
+            *bits,
+        ]
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+
+    with ThreadPoolExecutor(len(parts)) as pool:
+        for part, done in zip(parts, pool.map(run, parts), strict=True):
+            print(done.stdout, flush=True)
+            if done.returncode:
+                sys.exit(f"{done.stderr[-4000:]}\nrehearsal: part {part} failed")
+
+
+def rehearse_part(out: Path, part: str, bits: list[str]) -> None:
+    """One part, command by command; the first failure ends it."""
     content = build(out / "content"), build_text(out / "content")
     suites = {"clip": write_suites(out / "suites"), "glue": write_suites(out / "suites", TEXT_NAMES)}
     with Hub(*content) as hub:
         env = {**hub.env(out / "hub-cache"), "EPMQ_CACHE": str(out / "cache"), "OMP_NUM_THREADS": "1"}
-        for kind in options.only:
-            for suite in suites.get(kind, []):
-                rehearse(suite, out / suite.stem, ["--bits", *options.bits, *FEWER.get(suite.stem, [])], env)
-        if "lm" in options.only:
-            rehearse_lm(out, options.bits, env)
-    print(f"\nrehearsed in {time.perf_counter() - start:.0f} s: made-up stand-ins, no number is a result")
+        for suite in suites.get(part, []):
+            rehearse(suite, out / suite.stem, ["--bits", *bits, *FEWER.get(suite.stem, [])], env)
+        if part == "lm":
+            rehearse_lm(out, bits, env)
 
 
 def rehearse(suite: Path, out: Path, given: list[str], env: Mapping[str, str]) -> None:
