@@ -8,8 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import (
-    AutoConfig,
-    AutoTokenizer,
     CLIPConfig,
     CLIPTextModelWithProjection,
     CLIPVisionModelWithProjection,
@@ -17,6 +15,7 @@ from transformers import (
 
 from benchmarks.clip_base import Base, Encode, merged_tensors
 from benchmarks.preprocess import Which, of_transformers
+from benchmarks.weights import configured
 from epmq.checkpoint import LazyCheckpoint
 from epmq.errors import UserError
 from epmq.transformers_vision import tower as vision_tower
@@ -56,14 +55,7 @@ def open_base(folder: Path, weights: Path, processor: Which) -> Base:
 
 
 def _configuration(folder: Path) -> tuple[Any, Any]:
-    try:
-        config = AutoConfig.from_pretrained(folder, local_files_only=True)
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except Exception as error:  # a folder that does not hold together fails in any of many places
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-        raise UserError(
-            f"{folder}: cannot be loaded by transformers ({reason}); is the folder complete?"
-        ) from error
+    config, tokenizer = configured(folder)
     if not isinstance(config, CLIPConfig):
         raise UserError(
             f"{folder / 'config.json'}: describes a {config.model_type} model; expected a clip one"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -12,6 +13,13 @@ from datasets import Dataset
 
 from benchmarks.lm_task import LmTask
 from epmq.errors import UserError
+
+
+def require() -> None:
+    """Refuse to start without what evaluation needs; raises UserError."""
+    for package in ("lm_eval", "accelerate"):
+        if importlib.util.find_spec(package) is None:
+            raise UserError(f"text tasks need lm-eval (no package {package}); pip install 'epmq[lm]'")
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,7 @@ class TextBench(Bench):
     models: TextModels
 
     def _open_models(self) -> None:
+        lm_run.require()
         self._tasks: dict[str, LmTask] = {t.task: lm_task.read(t.prompt) for t in self.suite.tasks}
         if self.setting.machine.dtype == "float16" and self.suite.architecture == "encoder-decoder":
             raise UserError("--dtype float16 overflows in T5; give float32 or bfloat16")

@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, T5ForConditionalGeneration
+from transformers import AutoModelForCausalLM, T5ForConditionalGeneration
 
 from benchmarks.resolve import model_files
 from benchmarks.sources import Fetched, Sources
 from benchmarks.suites import TextSuite
-from benchmarks.weights import readable
+from benchmarks.weights import configured, readable
 from benchmarks.workbench import Models
 from epmq import causal_lm, t5
 from epmq.checkpoint import LazyCheckpoint, check_expert, check_finite, prefix_of
@@ -60,14 +60,7 @@ def open_models(suite: TextSuite, sources: Sources) -> TextModels:
 
 
 def _configuration(suite: TextSuite, folder: Path) -> tuple[Any, Any]:
-    try:
-        config = AutoConfig.from_pretrained(folder, local_files_only=True)
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except Exception as error:  # a folder that does not hold together fails in any of many places
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-        raise UserError(
-            f"{folder}: cannot be loaded by transformers ({reason}); is the folder complete?"
-        ) from error
+    config, tokenizer = configured(folder)
     if bool(config.is_encoder_decoder) != (suite.architecture == "encoder-decoder"):
         kind = "an encoder-decoder" if config.is_encoder_decoder else "a decoder-only model"
         raise UserError(

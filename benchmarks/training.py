@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import hashlib
+import json
 import math
 import os
 from collections.abc import Callable, Iterator
@@ -119,3 +121,40 @@ def optimise(
             state |= {"schedule": warm.state_dict(), "step": step + 1, "log": log}
             atomically(checkpoint, partial(torch.save, state))
     return log
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command of a recipe asks for.
+
+    Attributes:
+        out: where the weights go; ``work``: checkpoints for resuming.
+        only: ``base`` and/or task names; ``None`` for all.
+        scale: factor on every number of steps, for a trial.
+    """
+
+    out: Path
+    work: Path
+    only: list[str] | None
+    scale: float
+
+    @classmethod
+    def parse(cls, description: str | None, out: Path, work: Path) -> Options:
+        """Those of the command line, with the defaults of ``out`` and ``work``."""
+        parser = argparse.ArgumentParser(
+            description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+        )
+        parser.add_argument("--out", type=Path, default=out, help="where the weights go")
+        parser.add_argument("--work", type=Path, default=work, help="checkpoints for resuming")
+        parser.add_argument("--only", nargs="*", default=None, help="'base' and/or task names")
+        parser.add_argument("--scale", type=float, default=1.0, help="factor on all steps (for a trial)")
+        return cls(**vars(parser.parse_args()))
+
+    def wants(self, name: str) -> bool:
+        """Whether a model is to be trained."""
+        return self.only is None or name in self.only
+
+    def note(self, name: str, entries: list[dict[str, float]]) -> None:
+        """Write the log of one model."""
+        text = json.dumps(entries, indent=1) + "\n"
+        atomically(self.out / "logs" / f"{name}.json", lambda path: path.write_text(text))

@@ -1,12 +1,16 @@
-"""The weights of a model folder as something that is read tensor by tensor."""
+"""What every model folder of the hub's layout holds: weights, configuration, tokenizer."""
 
 from __future__ import annotations
 
 from collections.abc import Collection
 from pathlib import Path
+from typing import Any
+
+from transformers import AutoConfig, AutoTokenizer
 
 from benchmarks import cache
 from epmq.checkpoint import PICKLES, weights_file
+from epmq.errors import UserError
 from epmq.pickled import converted
 
 
@@ -18,3 +22,20 @@ def readable(folder: Path, names: Collection[str]) -> Path:
     """
     path = weights_file(folder, names)
     return converted(path, cache.folder("converted")) if path.suffix in PICKLES else path
+
+
+def configured(folder: Path) -> tuple[Any, Any]:
+    """The configuration and the tokenizer of a model folder, by transformers.
+
+    Raises:
+        UserError: a file is missing or damaged.
+    """
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # a folder that does not hold together fails in any of many places
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        raise UserError(
+            f"{folder}: cannot be loaded by transformers ({reason}); is the folder complete?"
+        ) from error
+    return config, tokenizer

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import shutil
 from collections.abc import Callable
@@ -254,6 +255,16 @@ def test_cells_evaluated_together_are_those_evaluated_alone(tiny_text: TinyText,
     alone = run(tiny_text.suite, asked, tmp_path / "alone", {})
     both = run(tiny_text.suite, asked, tmp_path / "both", {}, Setting(together=2))
     assert [r.tasks for r in alone.records()] == [r.tasks for r in both.records()]
+
+
+def test_without_lm_eval_nothing_starts(
+    tiny_text: TinyText, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "lm_eval" else found(name))
+    with pytest.raises(UserError, match=r"no package lm_eval\); pip install 'epmq\[lm\]'"):
+        run(tiny_text.suite, few(), tmp_path / "out", {})
+    assert not (tmp_path / "out").exists()
 
 
 Edit = Callable[[dict[str, Any], Path], object]

@@ -15,7 +15,6 @@ read. Losses and held-out accuracies land in ``logs/`` beside the weights.
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 from dataclasses import dataclass
@@ -32,7 +31,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedTokenizerFast
 
-from benchmarks.training import SEED, Schedule, atomically, batches, optimise, step_generator
+from benchmarks.training import SEED, Options, Schedule, atomically, batches, optimise, step_generator
 
 HERE = Path(__file__).parent
 SUITE_FILE = HERE.parent / "suites" / "micro-clip-8.json"
@@ -256,33 +255,19 @@ def train_expert(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--out", type=Path, default=HERE / "models", help="where the weights go")
-    parser.add_argument(
-        "--work", type=Path, default=Path(".cache/train-micro"), help="checkpoints for resuming"
-    )
-    parser.add_argument("--only", nargs="*", default=None, help="'base' and/or task names")
-    parser.add_argument(
-        "--scale", type=float, default=1.0, help="multiply every number of steps (for a trial)"
-    )
-    options = parser.parse_args()
+    options = Options.parse(__doc__, HERE / "models", Path(".cache/train-micro"))
     suite = json.loads(SUITE_FILE.read_text())
     tasks = {
         t["task"]: load_split(HERE / "data" / t["task"], t["class_names"], t["templates"])
         for t in suite["tasks"]
     }
-
-    def note(name: str, entries: list[dict[str, float]]) -> None:
-        text = json.dumps(entries, indent=1) + "\n"
-        atomically(options.out / "logs" / f"{name}.json", lambda p: p.write_text(text))
-
-    if options.only is None or "base" in options.only:
-        note("base", train_base(tasks, options.out, options.work, BASE.scaled(options.scale)))
+    if options.wants("base"):
+        options.note("base", train_base(tasks, options.out, options.work, BASE.scaled(options.scale)))
     for task, data in tasks.items():
-        if options.only is None or task in options.only:
-            note(task, train_expert(task, data, options.out, options.work, EXPERT.scaled(options.scale)))
+        if options.wants(task):
+            options.note(
+                task, train_expert(task, data, options.out, options.work, EXPERT.scaled(options.scale))
+            )
 
 
 if __name__ == "__main__":

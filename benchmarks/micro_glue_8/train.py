@@ -15,7 +15,6 @@ read. Losses and held-out scores land in ``logs/`` beside the weights.
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 from dataclasses import dataclass, replace
@@ -35,7 +34,15 @@ from benchmarks import lm_task, suites
 from benchmarks.lm_metrics import number
 from benchmarks.lm_task import LmTask
 from benchmarks.suites import TextSuite
-from benchmarks.training import Schedule, atomically, batches_alike, optimise, step_generator, step_seed
+from benchmarks.training import (
+    Options,
+    Schedule,
+    atomically,
+    batches_alike,
+    optimise,
+    step_generator,
+    step_seed,
+)
 
 HERE = Path(__file__).parent
 PIECES = 1536
@@ -253,18 +260,7 @@ def train_expert(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--out", type=Path, default=HERE / "models", help="where the weights go")
-    parser.add_argument(
-        "--work", type=Path, default=Path(".cache/train-micro-glue"), help="checkpoints for resuming"
-    )
-    parser.add_argument("--only", nargs="*", default=None, help="'base' and/or task names")
-    parser.add_argument(
-        "--scale", type=float, default=1.0, help="multiply every number of steps (for a trial)"
-    )
-    options = parser.parse_args()
+    options = Options.parse(__doc__, HERE / "models", Path(".cache/train-micro-glue"))
     suite = suites.load("micro-glue-8")
     assert isinstance(suite, TextSuite)
     read = {t.task: lm_task.read(t.prompt) for t in suite.tasks}
@@ -276,21 +272,16 @@ def main() -> None:
         build_tokenizer(corpus).save_pretrained(str(options.out / "base"))
     tokenizer = PreTrainedTokenizerFast.from_pretrained(options.out / "base")
     tasks = {name: encoded(tokenizer, task, data[name]) for name, task in read.items()}
-
-    def note(name: str, entries: list[dict[str, float]]) -> None:
-        text = json.dumps(entries, indent=1) + "\n"
-        atomically(options.out / "logs" / f"{name}.json", lambda p: p.write_text(text))
-
-    if options.only is None or "base" in options.only:
+    if options.wants("base"):
         raw = [r[c] for t in suite.tasks for r in data[t.task] for c in t.dataset.columns if c != "category"]
         texts = tokenizer(raw).input_ids
-        note(
+        options.note(
             "base", train_base(tasks, texts, tokenizer, options.out, options.work, BASE.scaled(options.scale))
         )
     for task, pairs in tasks.items():
-        if options.only is None or task in options.only:
+        if options.wants(task):
             schedule = replace(EXPERT, steps=STEPS.get(task, EXPERT.steps)).scaled(options.scale)
-            note(task, train_expert(task, pairs, tokenizer, options.out, options.work, schedule))
+            options.note(task, train_expert(task, pairs, tokenizer, options.out, options.work, schedule))
 
 
 if __name__ == "__main__":
