@@ -29,6 +29,10 @@ CONTROLS = {
     "epmq-features-fp": "W* of reading B in full precision: the ceiling of the features target",
     "featcal-gptq": "W* of reading B in full precision first, then GPTQ of that model (FeatCal-style)",
 }
+DECODERS = {  # what calibration reads besides the prompts, in text suites
+    "targets": "teacher-forced: the sample's own target (needs its label)",
+    "start": "an encoder-decoder's start token alone, or nothing (no label)",
+}
 UNMERGED = ("zero-shot", "experts")
 PER_BITS = ("regmean-gptq", "featcal-gptq")  # controls that exist once per bit width
 # RegMean (Jin et al. 2023, arXiv 2212.09849) as FusionBench runs it on CLIP: inputs from the experts' own

@@ -121,6 +121,8 @@ class Plan:
 def plan(suite: Suite, cells: Sequence[Cell], pinned: Lock | None, machine: Machine) -> Plan:
     """The plan of a run; asks the hub for sizes where there is no lock, and downloads nothing."""
     tasks = [task for task in suite.tasks if on_hub(task.dataset.path)]
+    if pinned is None:  # all that is known is what whole repositories hold: each counts once
+        tasks = list({task.dataset.path: task for task in tasks}.values())
     with ThreadPoolExecutor(hub.JOBS) as pool:
         models = pool.map(lambda where: _model(suite, where, pinned), lock.models_of(suite))
         data = pool.map(lambda task: _data(task, pinned), tasks)

@@ -10,12 +10,12 @@ from tqdm.auto import tqdm
 
 from benchmarks import provenance
 from benchmarks.benches import open_bench
-from benchmarks.cells import Cell, Request, expand
+from benchmarks.cells import DECODERS, Cell, Request, expand
 from benchmarks.compute import Outcome, together
 from benchmarks.executors import Executor, one_by_one
 from benchmarks.suites import Suite
 from benchmarks.workbench import Bench, Setting
-from epmq.errors import UserError
+from epmq.errors import UserError, choose
 from epmq.walk import LayerReport
 from results.folder import RunFolder
 from results.records import LayerResult, Record, TaskResult
@@ -66,10 +66,12 @@ def decoding(suite: Suite, request: Request) -> Request:
     """The request with what the decoder reads in calibration: of text suites, by default the targets.
 
     Raises:
-        UserError: a suite of images is asked for a decoder.
+        UserError: it is unknown, or a suite of images is asked for one.
     """
     if suite.kind == "text":
-        return replace(request, decoder=request.decoder or "targets")
+        asked = request.decoder or "targets"
+        choose("decoder", asked, DECODERS)
+        return replace(request, decoder=asked)
     if request.decoder is not None:
         raise UserError(f"--decoder {request.decoder!r} changes nothing in {suite.name}; leave it out")
     return request

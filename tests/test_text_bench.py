@@ -135,6 +135,12 @@ def test_a_suite_of_images_has_no_decoder(tiny: TinySuite, tmp_path: Path) -> No
         run(tiny.suite, few(decoder="start"), tmp_path, {})
 
 
+def test_an_unknown_decoder_is_refused_before_any_work(tiny_text: TinyText, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="decoder 'foo' is unknown; known: start, targets"):
+        run(tiny_text.suite, few(decoder="foo"), tmp_path / "out", {})
+    assert not (tmp_path / "out").exists()
+
+
 def quantised(bench: TextBench) -> Any:
     """The bench's model, merged and quantised in memory."""
     tower = bench.merged("task-arithmetic", {"scale": 0.3})
