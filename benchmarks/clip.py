@@ -10,12 +10,12 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from benchmarks import clip_open_clip, clip_transformers
-from benchmarks.clip_base import Base, Encode, merged_tensors, zero_shot_head
+from benchmarks.clip_base import Base, Encode, zero_shot_head
 from benchmarks.preprocess import Preprocess
 from benchmarks.resolve import model_files
 from benchmarks.sources import Fetched, Sources
 from benchmarks.suites import ClipSuite, ImageTask
-from benchmarks.weights import readable
+from benchmarks.weights import merged_tensors, readable
 from benchmarks.workbench import Models
 from epmq.checkpoint import LazyCheckpoint, check_expert, check_finite
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -12,7 +11,6 @@ from torch.nn import functional as F
 
 from benchmarks.preprocess import Preprocess
 from benchmarks.suites import ImageTask
-from epmq.checkpoint import LazyCheckpoint, prefix_of
 from epmq.tower import Tower
 
 Encode = Callable[[list[str]], Tensor]  # prompts to text features (n, dim), not normalised
@@ -32,17 +30,6 @@ class Base:
     tensors: Mapping[str, Tensor]
     preprocess: Preprocess
     open_text: Callable[[], Encode]
-
-
-def merged_tensors(weights: Path, tower: Tower, where: str) -> LazyCheckpoint:
-    """The tensors of ``tower`` that are merged, wherever in a checkpoint they are.
-
-    Raises:
-        UserError: the checkpoint is damaged or holds no such tower.
-    """
-    wanted = tower.merged_parameters()
-    prefix = prefix_of(LazyCheckpoint(weights), wanted, where)
-    return LazyCheckpoint(weights, prefix, without=tower.shared)
 
 
 @torch.no_grad()

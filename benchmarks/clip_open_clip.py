@@ -9,8 +9,9 @@ import open_clip
 import torch
 from torch import Tensor
 
-from benchmarks.clip_base import Base, Encode, merged_tensors
+from benchmarks.clip_base import Base, Encode
 from benchmarks.preprocess import of_open_clip
+from benchmarks.weights import merged_tensors
 from epmq.errors import UserError
 from epmq.open_clip_vision import tower as vision_tower
 

@@ -13,9 +13,9 @@ from transformers import (
     CLIPVisionModelWithProjection,
 )
 
-from benchmarks.clip_base import Base, Encode, merged_tensors
+from benchmarks.clip_base import Base, Encode
 from benchmarks.preprocess import Which, of_transformers
-from benchmarks.weights import configured
+from benchmarks.weights import configured, merged_tensors
 from epmq.checkpoint import LazyCheckpoint
 from epmq.errors import UserError
 from epmq.transformers_vision import tower as vision_tower

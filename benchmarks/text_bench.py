@@ -89,9 +89,9 @@ def scored(task: LmTask, said: lm_run.Answers) -> Answers:
     if task.choices is None:
         found = Answers(_numbers(said.said), _numbers(said.wanted), "spearman")
     else:
-        number = {text: i for i, text in enumerate(task.choices)}
-        predicted = np.array([number.get(text, -1) for text in said.said], dtype=np.int32)
-        found = Answers(predicted, np.array([number[text] for text in said.wanted], dtype=np.int64))
+        classes = {text: i for i, text in enumerate(task.choices)}
+        predicted = np.array([classes.get(text, -1) for text in said.said], dtype=np.int32)
+        found = Answers(predicted, np.array([classes[text] for text in said.wanted], dtype=np.int64))
     assert abs(found.value - said.value) < 1e-9, f"{task.name}: {found.value} here, {said.value} by lm-eval"
     return found
 

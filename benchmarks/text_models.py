@@ -10,15 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
-from transformers import AutoModelForCausalLM, T5ForConditionalGeneration
+from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from benchmarks.resolve import model_files
 from benchmarks.sources import Fetched, Sources
 from benchmarks.suites import TextSuite
-from benchmarks.weights import configured, readable
+from benchmarks.weights import configured, merged_tensors, readable
 from benchmarks.workbench import Models
 from epmq import causal_lm, t5
-from epmq.checkpoint import LazyCheckpoint, check_expert, check_finite, prefix_of
+from epmq.checkpoint import LazyCheckpoint, check_expert, check_finite
 from epmq.errors import UserError
 from epmq.lora import CONFIG, lora_merged
 from epmq.tower import Tower
@@ -48,8 +48,8 @@ def open_models(suite: TextSuite, sources: Sources) -> TextModels:
     stored = LazyCheckpoint(weights)
     config, tokenizer = _configuration(suite, origin.folder)
     tower = _tower(suite, config, stored)
-    _check_tokenizer(tokenizer, tower.model.config, stored, tower, origin.folder)
-    base = _tensors(stored, weights, tower, str(origin.folder))
+    _check_tokenizer(tokenizer, tower, origin.folder)
+    base = merged_tensors(weights, tower, str(origin.folder))
     tower.load_all(base)
     check_finite(base, suite.base)
     experts = {task: _expert(found, base, tower) for task, found in fetched.items()}
@@ -72,13 +72,12 @@ def _configuration(suite: TextSuite, folder: Path) -> tuple[Any, Any]:
 
 def _tower(suite: TextSuite, config: Any, stored: LazyCheckpoint) -> Tower:
     """The model of a configuration as a tower, its weights not yet loaded."""
-    kind = T5ForConditionalGeneration if suite.architecture == "encoder-decoder" else AutoModelForCausalLM
+    kind = AutoModelForSeq2SeqLM if suite.architecture == "encoder-decoder" else AutoModelForCausalLM
     if suite.architecture == "encoder-decoder" and config.model_type != "t5":
         raise UserError(f"{stored.path.parent}: a {config.model_type} model is not supported; need a T5")
     # Eager attention is what the walk's blocks compute; the configuration's dtype is that of its files.
-    make = getattr(kind, "from_config", None) or kind._from_config
     with torch.random.fork_rng(devices=[]):  # initial weights are drawn from the global generator
-        model = make(config, attn_implementation="eager", dtype=torch.float32)
+        model = kind.from_config(config, attn_implementation="eager", dtype=torch.float32)
     model = model.eval().requires_grad_(False)
     if suite.architecture == "causal":
         return causal_lm.tower(model)
@@ -87,15 +86,15 @@ def _tower(suite: TextSuite, config: Any, stored: LazyCheckpoint) -> Tower:
     return t5.tower(model)
 
 
-def _check_tokenizer(tokenizer: Any, config: Any, stored: LazyCheckpoint, tower: Tower, folder: Path) -> None:
-    rows = next(p for name, p in tower.stem.named_parameters()).shape[0]
+def _check_tokenizer(tokenizer: Any, tower: Tower, folder: Path) -> None:
+    rows = next(tower.stem.parameters()).shape[0]
     if len(tokenizer) > rows:
         raise UserError(
             f"{folder}: the tokenizer has {len(tokenizer)} tokens, the model's embedding {rows} rows; "
             "give the model its own tokenizer"
         )
     for name in ("pad_token_id", "eos_token_id"):
-        ours, theirs = getattr(tokenizer, name), getattr(config, name)
+        ours, theirs = getattr(tokenizer, name), getattr(tower.model.config, name)
         known = theirs if isinstance(theirs, list) else [theirs]
         if theirs is not None and ours not in known:
             raise UserError(
@@ -104,16 +103,8 @@ def _check_tokenizer(tokenizer: Any, config: Any, stored: LazyCheckpoint, tower:
             )
 
 
-def _tensors(stored: LazyCheckpoint, weights: Path, tower: Tower, where: str) -> LazyCheckpoint:
-    """The tower's tensors in a checkpoint, without the copies of tied ones that older files hold."""
-    copies = [name for names in tower.tied.values() for name in names]
-    prefix = prefix_of(stored, tower.merged_parameters(), where)
-    return LazyCheckpoint(weights, prefix, without={*tower.shared, *copies})
-
-
 def _expert(found: Fetched, base: Mapping[str, Tensor], tower: Tower) -> Mapping[str, Tensor]:
     """A full expert as it is stored; a LoRA expert merged into the base."""
     if CONFIG in found.files:
         return lora_merged(base, found.folder)
-    weights = readable(found.folder, found.files)
-    return _tensors(LazyCheckpoint(weights), weights, tower, str(found.folder))
+    return merged_tensors(readable(found.folder, found.files), tower, str(found.folder))

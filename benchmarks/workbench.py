@@ -14,7 +14,6 @@ from typing import Any, Literal
 import numpy as np
 from datasets import Dataset
 from numpy.typing import NDArray
-from scipy.stats import spearmanr
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -29,6 +28,7 @@ from epmq.layers import layer_groups
 from epmq.merge import known
 from epmq.tower import Tower
 from epmq.walk import Batches
+from results.samples import spearman
 
 
 @dataclass(frozen=True)
@@ -87,9 +87,7 @@ class Answers:
         """Accuracy, or Spearman's rho, which is 0 where either side is constant."""
         if self.metric == "accuracy":
             return float(self.correct.mean())
-        if len(set(self.predicted.tolist())) == 1 or len(set(self.actual.tolist())) == 1:
-            return 0.0
-        return float(spearmanr(self.predicted, self.actual).statistic)
+        return spearman(self.predicted, self.actual)
 
 
 class Bench(ABC):

@@ -173,8 +173,8 @@ def check_expert(base: Mapping[str, Tensor], expert: Mapping[str, Tensor], where
     differs = False
     for name in sorted(base.keys() & expert.keys()):
         tensor = expert[name]
-        if tensor.shape != _shape(base, name):
-            shapes = f"{tuple(tensor.shape)}, the base's is {_shape(base, name)}"
+        if tensor.shape != shape_of(base, name):
+            shapes = f"{tuple(tensor.shape)}, the base's is {shape_of(base, name)}"
             raise UserError(f"{where}: tensor {name!r} is {shapes}; {REMEDY}")
         _refuse_damage(tensor, name, where)
         if tensor.is_floating_point() and not differs:
@@ -200,15 +200,15 @@ def _refuse_damage(tensor: Tensor, name: str, where: str) -> None:
 def _outline(checkpoint: Mapping[str, Tensor]) -> str:
     """Depth, and of an image tower width and patch size: what sets ViT-B/32 and ViT-L/14 apart."""
     numbers = [int(match[1]) for name in checkpoint if (match := re.search(r"\.(\d+)\.", name))]
-    kernels = [shape for name in checkpoint if len(shape := _shape(checkpoint, name)) == 4]
+    kernels = [shape for name in checkpoint if len(shape := shape_of(checkpoint, name)) == 4]
     blocks = f"{max(numbers, default=-1) + 1} blocks"
     return ", ".join([blocks, *(f"width {k[0]} and patches of {k[2]}" for k in kernels)])
 
 
-def _shape(checkpoint: Mapping[str, Tensor], name: str) -> tuple[int, ...]:
-    if isinstance(checkpoint, LazyCheckpoint):
-        return checkpoint.shape(name)
-    return tuple(checkpoint[name].shape)
+def shape_of(checkpoint: Mapping[str, Tensor], name: str) -> tuple[int, ...]:
+    """A tensor's shape; a checkpoint with a ``shape`` of its own neither reads nor computes the tensor."""
+    known = getattr(checkpoint, "shape", None)
+    return tuple(checkpoint[name].shape) if known is None else tuple(known(name))
 
 
 def sha256(path: Path) -> str:

@@ -17,7 +17,8 @@ from typing import Any
 
 from torch import Tensor
 
-from epmq.checkpoint import LazyCheckpoint
+from epmq import causal_lm, t5
+from epmq.checkpoint import LazyCheckpoint, shape_of
 from epmq.errors import UserError
 from epmq.pickled import converted
 
@@ -34,8 +35,8 @@ HARMLESS |= {"inference_mode", "target_modules", "exclude_modules", "lora_dropou
 HARMLESS |= {"layers_pattern", "megatron_core", "loftq_config", "eva_config", "corda_config"}
 HARMLESS |= {"lora_ga_config", "runtime_config", "qalora_group_size", "ensure_weight_tying"}
 KEEP_THE_BASE = (True, False, None, "gaussian", "orthogonal", "eva")  # starts that do not change W
-T5_TIED = ("shared.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
-EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+T5_TIED = (t5.EMBEDDING, *t5.TIED)
+EMBEDDING, HEAD = causal_lm.EMBEDDING, causal_lm.OUTPUT
 
 
 @dataclass
@@ -84,7 +85,7 @@ class LoraMerged(Mapping[str, Tensor]):
 
     def shape(self, name: str) -> tuple[int, ...]:
         """A tensor's shape, without computing the tensor."""
-        return _shape(self._base, name)
+        return shape_of(self._base, name)
 
 
 def lora_merged(base: Mapping[str, Tensor], folder: Path) -> LoraMerged:
@@ -176,8 +177,8 @@ def _complete(
     _refuse_tied(name, base, folder)
     if name not in base:
         raise UserError(f"{folder}: adapts {name!r}, which the base lacks; give the base it was trained on")
-    wanted = _shape(base, name)
-    if update.full and (found := _shape(adapter, update.full)) != wanted:
+    wanted = shape_of(base, name)
+    if update.full and (found := shape_of(adapter, update.full)) != wanted:
         raise UserError(f"{folder}: tensor {name!r} is {found}, the base's is {wanted}; give its own base")
     if not update.sides:
         return
@@ -185,7 +186,7 @@ def _complete(
         raise UserError(f"{folder}: {name!r} has no lora_{min(absent)}; the adapter is damaged, get it again")
     rank, update.scale = _rank_and_scale(name.removesuffix(".weight"), settings, folder)
     update.transposed |= bool(settings.get("fan_in_fan_out"))
-    a, b = (_shape(adapter, update.sides[side]) for side in "AB")
+    a, b = (shape_of(adapter, update.sides[side]) for side in "AB")
     if (len(a), len(b)) != (2, 2):
         raise UserError(
             f"{folder}: lora_A of {name!r} is {a}; only linear layers and embeddings are supported"
@@ -236,9 +237,3 @@ def _refuse_absent(settings: Mapping[str, Any], updates: Mapping[str, _Update], 
             raise UserError(
                 f"{folder}: modules_to_save names {module!r}, but no tensor is its; get the adapter again"
             )
-
-
-def _shape(checkpoint: Mapping[str, Tensor], name: str) -> tuple[int, ...]:
-    if isinstance(checkpoint, LazyCheckpoint | LoraMerged):
-        return checkpoint.shape(name)
-    return tuple(checkpoint[name].shape)
