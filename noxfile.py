@@ -14,7 +14,7 @@ nox.options.sessions = ["tests", "lint"]
 
 QUICKSTART = Path("runs") / "quickstart"
 REHEARSAL = Path("runs") / "rehearsal"
-GOLDEN = Path("results") / "golden"
+GOLDEN = Path("results") / "committed" / "golden"
 SOURCES = ["epmq", "baselines", "benchmarks", "results", "tests", "noxfile.py"]
 OFFLINE = {
     "HF_HUB_OFFLINE": "1",
@@ -78,14 +78,14 @@ def regression(session: nox.Session) -> None:
 def report(session: nox.Session) -> None:
     """Test the HTML report in headless Chromium (Debian: chromium, chromium-driver)."""
     install(session, "test", "browser")
-    session.run("pytest", "tests/test_results_report_browser.py", *session.posargs)
+    session.run("pytest", "tests/results/test_report_browser.py", *session.posargs)
 
 
 @nox.session(name="check-submission")
 def check_submission(session: nox.Session) -> None:
     """Judge a contributed results folder; arguments: its path, and --cells N."""
     install(session)
-    session.run("python", "-m", "benchmarks.submission", *session.posargs)
+    session.run("python", "-m", "benchmarks.contribute.submission", *session.posargs)
 
 
 @nox.session
@@ -135,10 +135,10 @@ def bench(session: nox.Session) -> None:
     """Measure speed (GPTQ, evaluation, E-PMQ over GPTQ) and memory at full size (writes 15 GB)."""
     install(session)
     folder = str(Path("runs") / "bench")
-    session.run("python", "-m", "benchmarks.bench.gptq", *session.posargs)
-    session.run("python", "-m", "benchmarks.bench.together")
-    session.run("python", "-m", "benchmarks.bench.pipeline", "--folder", folder)
-    session.run("python", "-m", "benchmarks.bench.memory", "--folder", folder)
+    session.run("python", "-m", "benchmarks.studies.speed_gptq", *session.posargs)
+    session.run("python", "-m", "benchmarks.studies.speed_together")
+    session.run("python", "-m", "benchmarks.studies.speed_pipeline", "--folder", folder)
+    session.run("python", "-m", "benchmarks.studies.memory_clip", "--folder", folder)
 
 
 @nox.session(name="train-micro")
@@ -149,4 +149,4 @@ def train_micro(session: nox.Session) -> None:
     folder = {"clip": "micro_clip_8", "text": "micro_glue_8"}.get(which)
     if folder is None:
         session.error(f"nox -s train-micro -- clip or text, not {which}")
-    session.run("python", "-m", f"benchmarks.{folder}.train", *arguments)
+    session.run("python", "-m", f"benchmarks.embedded.{folder}.train", *arguments)

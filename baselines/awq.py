@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from baselines.registry import baseline
-from epmq.grid import by_group, fit_grid
-from epmq.problem import LayerProblem
-from epmq.spec import QuantSpec
-from epmq.threads import over_rows
-from epmq.weight import QuantizedWeight
+from epmq.layer.grid import by_group, fit_grid
+from epmq.layer.problem import LayerProblem
+from epmq.layer.spec import QuantSpec
+from epmq.layer.threads import over_rows
+from epmq.layer.weight import QuantizedWeight
 
 Array = NDArray[Any]
 SCALE_STEPS = 20  # exponents 0, 1/20, ..., 19/20, as the AWQ code searches

@@ -20,10 +20,10 @@ import torch
 from torch import Tensor
 
 from baselines.registry import Rounding, get
-from epmq.grid import by_group, decode
-from epmq.problem import LayerProblem
-from epmq.spec import QuantSpec
-from epmq.weight import QuantizedWeight
+from epmq.layer.grid import by_group, decode
+from epmq.layer.problem import LayerProblem
+from epmq.layer.spec import QuantSpec
+from epmq.layer.weight import QuantizedWeight
 
 Check = Callable[[Rounding, LayerProblem, QuantSpec], None]
 CONTAINER_BYTES = 512  # the safetensors header of a packed weight

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from baselines.registry import baseline
-from epmq import gptq as core
-from epmq.problem import LayerProblem
-from epmq.spec import QuantSpec
-from epmq.weight import QuantizedWeight
+from epmq.layer import gptq as core
+from epmq.layer.problem import LayerProblem
+from epmq.layer.spec import QuantSpec
+from epmq.layer.weight import QuantizedWeight
 
 
 @baseline(
@@ -15,5 +15,5 @@ from epmq.weight import QuantizedWeight
     summary="column by column, errors passed on through the inverse Hessian",
 )
 def gptq(problem: LayerProblem, spec: QuantSpec) -> QuantizedWeight:
-    """The column loop of :func:`epmq.gptq.gptq`."""
+    """The column loop of :func:`epmq.layer.gptq.gptq`."""
     return core.gptq(problem, spec)

@@ -40,7 +40,7 @@ class Recipe:
 
 WEIGHTS = {"mixing": 0.0}  # reading A: the experts' weights on the model's inputs
 # Reading B: the experts' own features. The mixing, and the default anchor of Calibration, are those that the
-# label-free search of benchmarks/tune.py found on micro-clip-8 (results/v1/micro-clip-8/tuning.md).
+# label-free search of benchmarks/studies/tune.py found on micro-clip-8 (results/v1/micro-clip-8/tuning.md).
 FEATURES = {"mixing": 0.75}
 FAMILIAR = {
     recipe.name: recipe

@@ -18,9 +18,9 @@ from functools import cache
 
 from epmq import plugins
 from epmq.errors import UserError, choose
-from epmq.problem import LayerProblem
-from epmq.spec import QuantSpec
-from epmq.weight import QuantizedWeight
+from epmq.layer.problem import LayerProblem
+from epmq.layer.spec import QuantSpec
+from epmq.layer.weight import QuantizedWeight
 
 Rounding = Callable[[LayerProblem, QuantSpec], QuantizedWeight]
 ENTRY_POINT_GROUP = "epmq.baselines"
@@ -37,7 +37,7 @@ class Baseline:
     origin: str
 
     def __call__(self, problem: LayerProblem, spec: QuantSpec) -> QuantizedWeight:
-        """Round ``problem.centre``; see :class:`epmq.problem.LayerProblem`."""
+        """Round ``problem.centre``; see :class:`epmq.layer.problem.LayerProblem`."""
         return self.rounding(problem, spec)
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from baselines.registry import baseline
-from epmq.grid import by_group, fit_grid
-from epmq.problem import LayerProblem
-from epmq.spec import QuantSpec
-from epmq.weight import QuantizedWeight
+from epmq.layer.grid import by_group, fit_grid
+from epmq.layer.problem import LayerProblem
+from epmq.layer.spec import QuantSpec
+from epmq.layer.weight import QuantizedWeight
 
 
 @baseline("rtn", reference="folklore", summary="round every weight to the nearest point of a min-max grid")

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Literal
 from epmq.errors import UserError, choose
 
 if TYPE_CHECKING:  # the command line describes these axes without waiting for torch
-    from epmq.moments import TaskWeight
-    from epmq.problem import AnchorScale
+    from epmq.layer.moments import TaskWeight
+    from epmq.layer.problem import AnchorScale
 
 Target = Literal["merged", "expert"]
 Source = Literal["merged", "quantised", "expert"]

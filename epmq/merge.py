@@ -1,6 +1,6 @@
 """Merging as pure functions, streamed tensor by tensor.
 
-A checkpoint is any mapping from names to tensors: a dict, or :class:`epmq.checkpoint.LazyCheckpoint`.
+A checkpoint is any mapping from names to tensors: a dict, or :class:`epmq.checkpoints.lazy.LazyCheckpoint`.
 Every method yields ``(name, tensor)`` in the base's order; arithmetic is float32; tensors that are not
 floating point (an old ``position_ids`` buffer) are the base's. Semantics follow FusionBench, commit 54c9e8c9.
 """

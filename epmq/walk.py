@@ -18,12 +18,12 @@ from torch import Tensor, nn
 
 from epmq.calibration import Calibration
 from epmq.errors import UserError
-from epmq.layers import group_name, layer_groups
+from epmq.layer.moments import Moments
+from epmq.layer.problem import LayerProblem
+from epmq.layer.weight import QuantizedWeight
 from epmq.merge import Checkpoint
-from epmq.moments import Moments
-from epmq.problem import LayerProblem
-from epmq.tower import SharedInput, State, Tower
-from epmq.weight import QuantizedWeight
+from epmq.models.layers import group_name, layer_groups
+from epmq.models.tower import SharedInput, State, Tower
 
 Solver = Callable[[LayerProblem], QuantizedWeight | Tensor]
 Batches = Tensor | Sequence[Any]  # model inputs: (n, ...), cut into batches by the walk, or batches

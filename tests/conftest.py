@@ -24,8 +24,8 @@ import torch
 from hypothesis import settings
 
 if TYPE_CHECKING:
-    from tests.tiny_suite import TinySuite, TinyVisual
-    from tests.tiny_text import TinyText
+    from tests.fixtures.tiny_suite import TinySuite, TinyVisual
+    from tests.fixtures.tiny_text import TinyText
 
 settings.register_profile("epmq", deadline=None, derandomize=True, database=None)
 settings.load_profile("epmq")
@@ -56,7 +56,7 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 @pytest.fixture(scope="session")
 def tiny_text(tmp_path_factory: pytest.TempPathFactory) -> TinyText:
     """A complete text suite in miniature, written once."""
-    from tests.tiny_text import write_suite
+    from tests.fixtures.tiny_text import write_suite
 
     return write_suite(tmp_path_factory.mktemp("tiny-text"))
 
@@ -66,7 +66,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> TinySuite:
     """A complete suite in miniature, written once; tests work on copies or variants of it."""
     import datasets  # a second or two, which only some tests have to wait for
 
-    from tests.tiny_suite import write_suite
+    from tests.fixtures.tiny_suite import write_suite
 
     datasets.disable_progress_bars()
     datasets.config.HF_DATASETS_CACHE = tmp_path_factory.mktemp("datasets-cache")
@@ -75,7 +75,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> TinySuite:
 
 @pytest.fixture
 def tiny_visual() -> TinyVisual:
-    from tests.tiny_suite import make_visual
+    from tests.fixtures.tiny_suite import make_visual
 
     return make_visual()
 
@@ -85,7 +85,7 @@ def nothing_is_computed(tiny: TinySuite, tmp_path: Path, monkeypatch: pytest.Mon
     """A test that gets as far as computing a cell fails."""
     import datasets
 
-    from benchmarks import executors
+    from benchmarks.run import executors
 
     monkeypatch.setattr(executors, "compute", lambda *_: pytest.fail("a cell was computed"))
     # no data that were loaded before may answer for a file that the test has damaged

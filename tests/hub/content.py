@@ -8,8 +8,8 @@ import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from benchmarks import suites
-from benchmarks.suites import PACKAGE
+from benchmarks.suites import load as suites
+from benchmarks.suites.load import PACKAGE
 
 SUITE = "clip-vit-l14-20"  # the suite that has every task of CLIP's
 PROMPTS = PACKAGE / "prompts" / "glue8"  # what the text models are taught to answer

@@ -14,10 +14,10 @@ import sys
 import time
 from pathlib import Path
 
-import benchmarks.clip_transformers
-import benchmarks.plan
-import benchmarks.runner  # noqa: F401 (imported before the forks)
-from benchmarks.cli import main as epmq
+import benchmarks.images.from_transformers
+import benchmarks.run.plan
+import benchmarks.run.runner  # noqa: F401 (imported before the forks)
+from benchmarks.cli.main import main as epmq
 
 
 def start(suite: str, out: Path) -> int:

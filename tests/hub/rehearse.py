@@ -109,7 +109,7 @@ def rehearse_lm(out: Path, bits: list[str], env: Mapping[str, str]) -> None:
 def epmq(*arguments: str, env: Mapping[str, str]) -> None:
     """The command, shown and run in a process of its own."""
     print("\n$ epmq", *arguments, flush=True)
-    done = subprocess.run([sys.executable, "-m", "benchmarks.cli", *arguments], env=env, check=False)
+    done = subprocess.run([sys.executable, "-m", "benchmarks.cli.main", *arguments], env=env, check=False)
     if done.returncode:
         sys.exit(f"rehearsal: epmq {arguments[0]} ended with status {done.returncode}")
 

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import lm_task, suites
-from benchmarks.suites import TaskSpec
+from benchmarks.suites import load as suites
+from benchmarks.suites import prompt
+from benchmarks.suites.load import TaskSpec
 from tests.hub import text_data
 from tests.hub.data import DATA
 
@@ -47,7 +48,7 @@ def write_lm_tasks(folder: Path, names: Sequence[str]) -> list[Path]:
         data = {"dataset_path": text_data.REPOSITORY, "dataset_name": name}
         data |= {"training_split": "train", "validation_split": "validation"}
         lines = "".join(f"{field}: {value}\n" for field, value in data.items())
-        bundled = (lm_task.PROMPTS / "glue8" / f"{name}.yaml").read_text(encoding="utf-8")
+        bundled = (prompt.PROMPTS / "glue8" / f"{name}.yaml").read_text(encoding="utf-8")
         file.write_text(lines + bundled, encoding="utf-8")
     return files
 

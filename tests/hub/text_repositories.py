@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import save_file
 from transformers import T5TokenizerFast
 
-from benchmarks import lm_task
-from benchmarks.lm_task import LmTask
+from benchmarks.suites import prompt
+from benchmarks.suites.prompt import LmTask
 from tests.hub import text_data, text_models, text_tokenizer
 from tests.hub.checkpoints import UNREAD, write_json
 from tests.hub.text_models import BASE, LLAMA, STEM, Lesson, Weights
@@ -27,7 +27,7 @@ ADAPTED = {"t5": ("q", "v"), "llama": ("q_proj", "v_proj")}
 def write(home: Path) -> None:
     """``datasets/nyu-mll/glue``; ``models/`` of the base, 8 experts, 8 adapters, a Llama and two experts."""
     text_data.write(home / "datasets" / text_data.REPOSITORY)
-    tasks = {name: lm_task.read(f"{PROMPTS}/{name}.yaml") for name in text_data.TABLES}
+    tasks = {name: prompt.read(f"{PROMPTS}/{name}.yaml") for name in text_data.TABLES}
     models = home / "models"
     vocabulary = text_tokenizer.pieces(words(tasks))
     text_tokenizer.write_t5(_new(models / BASE), vocabulary)

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
-from epmq.checkpoint import LazyCheckpoint, prefix_of
+from epmq.checkpoints.lazy import LazyCheckpoint, prefix_of
 from epmq.merge import merge
 
 CONFIG = CLIPVisionConfig(

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from epmq.merge import merge
-from epmq.t5 import TIED, tower
+from epmq.models.t5 import TIED, tower
+from tests.fixtures.tiny_t5 import experts, tiny_t5, weights
 from tests.oracles.test_fusion_bench import ALGORITHMS, theirs
-from tests.tiny_t5 import experts, tiny_t5, weights
 
 
 def models(count: int) -> tuple[Any, dict[str, Any]]:

@@ -15,11 +15,11 @@ from compressed_tensors.quantization import QuantizationArgs
 from llmcompressor.modifiers.gptq.gptq_quantize import quantize_weight
 from torch import Tensor
 
-from epmq.gptq import gptq
-from epmq.problem import LayerProblem
-from epmq.spec import QuantSpec
-from epmq.weight import QuantizedWeight
-from tests.core_layers import layer
+from epmq.layer.gptq import gptq
+from epmq.layer.problem import LayerProblem
+from epmq.layer.spec import QuantSpec
+from epmq.layer.weight import QuantizedWeight
+from tests.fixtures.layers import layer
 
 DAMPING = 0.01
 SPECS = [

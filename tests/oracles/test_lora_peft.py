@@ -21,9 +21,9 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from epmq.checkpoint import LazyCheckpoint
+from epmq.checkpoints.lazy import LazyCheckpoint
+from epmq.checkpoints.lora import lora_merged
 from epmq.errors import UserError
-from epmq.lora import lora_merged
 
 SIZES = {"num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 32}
 MODELS: dict[str, Callable[[], Any]] = {

@@ -1,0 +1,44 @@
+"""``epmq verify | schema``: whether a results folder is what it says, and the form of its files."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import results.store
+from epmq.result_errors import ResultError
+from results.judge.verify import verify
+from results.store.folder import RunFolder
+from results.store.records import SCHEMA
+
+SCHEMAS = Path(results.store.__file__).parent / "schema"
+
+
+def add_to(commands: Any) -> None:
+    """Add the commands to the parser's sub-commands."""
+    checked = commands.add_parser(
+        "verify", help="recompute a results folder from its per-sample files; exit status 1 on a failure"
+    )
+    checked.add_argument("folder", type=Path, metavar="DIR")
+    checked.add_argument("--json", action="store_true", help="machine-readable")
+    checked.set_defaults(command=_verify)
+    schema = commands.add_parser("schema", help="print the JSON Schema of records or manifests")
+    schema.add_argument("kind", choices=("record", "manifest"))
+    schema.add_argument("--version", type=int, default=SCHEMA, help=f"of the schema (default {SCHEMA})")
+    schema.set_defaults(command=_schema)
+
+
+def _verify(options: argparse.Namespace) -> int:
+    report = verify(RunFolder.open(options.folder))
+    print(json.dumps(report.as_json(), indent=2) if options.json else report.render(), end="")
+    return int(report.failed)
+
+
+def _schema(options: argparse.Namespace) -> int:
+    if not 1 <= options.version <= SCHEMA:
+        raise ResultError(f"schema version {options.version} is unknown; give 1 to {SCHEMA}")
+    file = SCHEMAS / f"{options.kind}-{options.version}.schema.json"
+    print(file.read_text(encoding="utf-8"), end="")
+    return 0

@@ -1,0 +1,148 @@
+"""``epmq check | golden | gate | compare``: a run beside a golden run, and beside the paper."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from benchmarks.cli.tables import report_problems
+from benchmarks.studies.gate import CHURNS, LOSSES, measure
+from results.judge import golden
+from results.judge.check import RATE, check
+from results.judge.junit import junit
+from results.paper.compare import compare
+from results.paper.text import FORMATS
+from results.store.files import os_errors, write_atomically
+from results.store.folder import RunFolder
+from results.tables.formats import json_text
+
+_GOLDEN = "a golden run, or the folder of all: then that of the run's suite, version and device"
+
+
+def add_to(commands: Any) -> None:
+    """Add the commands to the parser's sub-commands."""
+    _add_check(commands)
+    _add_golden(commands)
+    _add_gate(commands)
+    _add_compare(commands)
+
+
+def _add_check(commands: Any) -> None:
+    parser = commands.add_parser(
+        "check", help="compare a run with a golden run; exit status 1 on a regression"
+    )
+    parser.add_argument("folder", type=Path, metavar="DIR")
+    parser.add_argument("--golden", type=Path, required=True, metavar="DIR", help=_GOLDEN)
+    _add_rate(parser)
+    parser.add_argument(
+        "--rtol", type=float, default=1e-3, metavar="X", help="of layer objectives (%(default)s)"
+    )
+    parser.add_argument("--json", action="store_true", help="machine-readable")
+    parser.add_argument("--junit", type=Path, metavar="FILE", help="also write JUnit XML, for CI services")
+    parser.set_defaults(command=_check)
+
+
+def _add_rate(parser: Any) -> None:
+    parser.add_argument(
+        "--rate",
+        type=float,
+        default=RATE,
+        metavar="P",
+        help="false-alarm rate of all tests together (%(default)s)",
+    )
+
+
+def _check(options: argparse.Namespace) -> int:
+    folder = RunFolder.open(options.folder)
+    reference = RunFolder.open(golden.locate(options.golden, folder))
+    report = check(folder, reference, rate=options.rate, rtol=options.rtol)
+    report_problems(folder)
+    if options.junit:
+        _write(options.junit, junit(report, f"epmq check {folder.manifest.suite}"))
+    print(json_text(report.as_json()) if options.json else report.render(), end="")
+    return int(report.failed)
+
+
+def _add_golden(commands: Any) -> None:
+    parser = commands.add_parser("golden", help="keep golden runs")
+    actions = parser.add_subparsers(required=True, metavar="ACTION")
+    update = actions.add_parser(
+        "update",
+        help="make a run the golden one; needs a reason, which is recorded with what moved",
+        description="Refuses a rehearsal and a run that is damaged, incomplete, not pinned or made from code "
+        "that is not committed.",
+    )
+    update.add_argument("folder", type=Path, metavar="DIR")
+    update.add_argument("--golden", type=Path, required=True, metavar="DIR", help=_GOLDEN)
+    update.add_argument("--reason", required=True, metavar="TEXT")
+    update.set_defaults(command=_update)
+
+
+def _update(options: argparse.Namespace) -> int:
+    path, entry = golden.update(RunFolder.open(options.folder), options.golden, options.reason)
+    moved = entry["moved"]
+    assert isinstance(moved, list)
+    done = f"replaced; {len(moved)} quantities moved" if entry["replaced"] else "recorded"
+    print(f"{path}: {entry['cells']} golden cells {done}; the reason is in history.jsonl")
+    return 0
+
+
+def _add_gate(commands: Any) -> None:
+    parser = commands.add_parser(
+        "gate",
+        help="measure the false-alarm rate and the power of 'check' on bootstrap replicas of a run",
+        description="Exit status 1 if the measured rate is above the stated one by more than chance.",
+    )
+    parser.add_argument("folder", type=Path, metavar="DIR")
+    parser.add_argument("--replicas", type=int, default=200, metavar="N", help="(%(default)s)")
+    _add_rate(parser)
+    parser.add_argument(
+        "--churn",
+        type=float,
+        nargs="+",
+        default=CHURNS,
+        metavar="P",
+        help="share of outcomes drawn anew, 0 to 1",
+    )
+    parser.add_argument("--loss", type=float, nargs="+", default=LOSSES, metavar="POINTS", help="(1 3)")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the replicas (%(default)s)")
+    parser.add_argument("--json", action="store_true", help="machine-readable")
+    parser.set_defaults(command=_gate)
+
+
+def _gate(options: argparse.Namespace) -> int:
+    report = measure(
+        RunFolder.open(options.folder),
+        replicas=options.replicas,
+        rate=options.rate,
+        churns=options.churn,
+        losses=options.loss,
+        seed=options.seed,
+    )
+    print(json_text(report.as_json()) if options.json else report.render(), end="")
+    return int(not report.keeps_its_rate)
+
+
+def _add_compare(commands: Any) -> None:
+    parser = commands.add_parser("compare", help="put a run beside the paper: its numbers, bounds and claims")
+    parser.add_argument("folder", type=Path, metavar="DIR")
+    parser.add_argument("--format", choices=FORMATS, default="md", help="(%(default)s)")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write it there instead of printing it")
+    parser.set_defaults(command=_compare)
+
+
+def _compare(options: argparse.Namespace) -> int:
+    folder = RunFolder.open(options.folder)
+    text = FORMATS[options.format](compare(folder))
+    report_problems(folder)
+    if options.out:
+        _write(options.out, text.encode())
+    else:
+        print(text, end="")
+    return 0
+
+
+def _write(path: Path, data: bytes) -> None:
+    with os_errors(path, "write it"):
+        write_atomically(path, data)

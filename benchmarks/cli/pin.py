@@ -1,0 +1,41 @@
+"""``epmq pin``: resolves what a suite names to commits and hashes, and writes its lock file."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+# What needs the hub's client is imported by the command itself, for it takes seconds.
+from benchmarks.suites import load as suites
+from epmq.errors import UserError
+
+
+def add_to(commands: Any) -> None:
+    """Add the command to the parser's sub-commands."""
+    pin = commands.add_parser(
+        "pin",
+        help="resolve a suite's models and data sets to commits and hashes, in a lock file",
+        description="Resolves every model and data set that the suite names on the hub to its newest commit, "
+        "counts the samples, and writes the lock that runs are held to. Data sets are downloaded, weights "
+        "are not. After an interruption, run the same command again.",
+    )
+    pin.add_argument("suite", help="a suite's name (see 'epmq list') or the path of a suite file")
+    pin.add_argument("--lock", type=Path, metavar="FILE", help="where to write it (default: with the code)")
+    pin.set_defaults(command=_pin)
+
+
+def _pin(options: argparse.Namespace) -> int:
+    from benchmarks.sources import lock, pin
+
+    suite = suites.load(options.suite)
+    path = options.lock or lock.default_path(suite)
+    if not lock.models_of(suite) and not any(suites.on_hub(task.dataset.path) for task in suite.tasks):
+        raise UserError(f"{suite.name} needs nothing of the hub; there is nothing to pin")
+    old = lock.read(path) if path.exists() else None
+    new = pin.pin(suite, path)
+    for line in pin.moved(old, new) if old else []:
+        print(line)
+    print(f"{len(new.models)} models and {len(new.datasets)} data sets are pinned in {path}", file=sys.stderr)
+    return 0

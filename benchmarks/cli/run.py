@@ -1,0 +1,132 @@
+"""``epmq run``: computes the cells of a comparison that a results folder lacks."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterable
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+# What needs torch is imported by the command itself, for it takes seconds.
+from benchmarks.cli import lm
+from benchmarks.cli.tables import report_problems
+from benchmarks.suites import load as suites
+from epmq.calibration import Calibration
+from epmq.errors import UserError
+from epmq.layer.spec import QuantSpec
+
+CALIBRATION_AXES = {f.name: f.default for f in fields(Calibration) if f.name != "target"}
+SPEC_AXES = {f.name: f.default for f in fields(QuantSpec) if f.name != "bits"}
+MERGE_OPTIONS = ("scale", "keep")
+
+
+def add_to(commands: Any) -> None:
+    """Add the command to the parser's sub-commands."""
+    run = commands.add_parser(
+        "run",
+        help="compute the cells of a comparison that a results folder lacks",
+        description="Cross-product of merges, methods, targets and bits, with the controls. What is not "
+        "given comes from the suite's named comparison. After an interruption, run the same command again.",
+    )
+    run.add_argument("suite", help="a suite's name (see 'epmq list'), the path of a suite file, or lm")
+    run.add_argument("--out", type=Path, metavar="DIR", help="results folder, made if missing")
+    run.add_argument(
+        "--comparison", default="default", help="the suite's comparison to start from (default: default)"
+    )
+    run.add_argument("--merge", nargs="+", metavar="NAME")
+    run.add_argument(
+        "--method", nargs="+", metavar="NAME", help="roundings or familiar names; patterns allowed"
+    )
+    run.add_argument("--target", nargs="+", metavar="TARGET", help="of roundings: merged, expert")
+    run.add_argument("--bits", nargs="+", type=int, metavar="N", help="2 to 8")
+    run.add_argument("--controls", nargs="*", metavar="NAME", help="see 'epmq list'; no name leaves them out")
+    run.add_argument("--samples", type=int, metavar="N", help="calibration samples per task")
+    run.add_argument("--seed", type=int, default=0, help="draw of the calibration samples (default 0)")
+    run.add_argument("--seeds", type=int, default=1, metavar="N", help="so many draws from --seed on (1)")
+    lm.add_to(run)
+    _add_machine(run)
+    axes = run.add_argument_group("axes that the paper leaves open (defaults in parentheses)")
+    for name, default in {**CALIBRATION_AXES, **SPEC_AXES}.items():
+        _add_axis(axes, name, default)
+    axes.add_argument(
+        "--decoder", metavar="STR", help="text: calibration reads the targets, or start (targets)"
+    )
+    axes.add_argument("--scale", type=float, metavar="X", help="factor on the task vectors (0.3)")
+    axes.add_argument("--keep", type=float, metavar="X", help="TIES: share of entries kept (0.2)")
+    run.set_defaults(command=_run)
+
+
+def _add_machine(run: Any) -> None:
+    group = run.add_argument_group("how it is computed")
+    group.add_argument("--device", default="auto", help="auto (a GPU if there is one), cpu, cuda or cuda:N")
+    group.add_argument("--dtype", default="float32", help="of evaluation: float32, bfloat16 or float16")
+    group.add_argument("--together", type=int, default=1, metavar="N", help="models per evaluation pass (1)")
+    group.add_argument("--workers", type=int, metavar="N", help="processes that decode images")
+    group.add_argument("--executor", default="local", help="local, or ray (needs the extra epmq[ray])")
+    group.add_argument("--lock", type=Path, metavar="FILE", help="lock file (default: the suite's own)")
+    group.add_argument("--unpinned", action="store_true", help="take the hub's newest, and say so in records")
+    group.add_argument("--plan", action="store_true", help="print what would be done and download nothing")
+
+
+def _add_axis(group: Any, name: str, default: Any) -> None:
+    flag = "--" + name.replace("_", "-")
+    if isinstance(default, bool):
+        group.add_argument(flag, action="store_true", default=None, help="(off)")
+    else:
+        kind = int if default is None else type(default)
+        group.add_argument(flag, type=kind, metavar=kind.__name__.upper(), help=f"({default})")
+
+
+def _run(options: argparse.Namespace) -> int:
+    suite = lm.suite(options)
+    chosen = suites.options(suite, options.comparison)
+    chosen |= {name: getattr(options, name) for name in chosen if getattr(options, name) is not None}
+    if options.out is None and not options.plan:
+        raise UserError(
+            "arguments are required: --out DIR, the results folder, or --plan; see 'epmq run --help'"
+        )
+    for name in ("seeds", "together"):
+        if getattr(options, name) < 1:
+            raise UserError(f"--{name} {getattr(options, name)} is out of range; give 1 or more")
+    from benchmarks.run.cells import Request, expand
+    from benchmarks.run.executors import executor
+    from benchmarks.run.plan import plan
+    from benchmarks.run.runner import run
+    from benchmarks.sources.lock import default_path
+    from benchmarks.sources.pin import lock_for_run
+    from benchmarks.workbench.base import Setting
+    from benchmarks.workbench.machine import Machine
+
+    request = Request(
+        **chosen,
+        seeds=range(options.seed, options.seed + options.seeds),
+        decoder=options.decoder,
+        merge_options=_given(options, MERGE_OPTIONS),
+        calibration=_given(options, CALIBRATION_AXES),
+        spec=_given(options, SPEC_AXES),
+    )
+    machine = Machine.choose(options.device, options.dtype)
+    if options.plan:
+        there = (options.lock or default_path(suite)).exists()
+        lock = lock_for_run(suite, options.lock, unpinned=options.unpinned) if there else None
+        print(plan(suite, expand(request), lock, machine))
+        return 0
+    execute = executor(options.executor)
+    lock = lock_for_run(suite, options.lock, unpinned=options.unpinned)
+    how = _given(options, ("together", "workers"))
+    setting = Setting(machine, lock, pinned=not options.unpinned, **how)
+    asked = {k: v for k, v in vars(options).items() if k not in ("command", "out") and v is not None}
+    asked = {k: str(v) if isinstance(v, Path) else v for k, v in asked.items()}
+    folder = run(suite, request, options.out, asked, setting, execute)
+    report_problems(folder)
+    print(
+        f"{len(folder.records())} cells in {folder.path}; 'epmq table {folder.path}' prints them",
+        file=sys.stderr,
+    )
+    return 0
+
+
+def _given(options: argparse.Namespace, names: Iterable[str]) -> dict[str, Any]:
+    return {name: getattr(options, name) for name in names if getattr(options, name) is not None}

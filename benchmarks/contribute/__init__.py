@@ -1,0 +1,1 @@
+"""Results that others contribute: judged by recomputing, and reproduced. Knows no command line."""

@@ -1,0 +1,289 @@
+"""Whether a contributed results folder can be taken in: ``python -m benchmarks.contribute.submission DIR``.
+
+A contribution is a results folder, ``results/community/NAME``, with a ``submission.json`` of the form of
+:class:`Submission`. Where it is not of the embedded suite, a folder of that suite with the same methods
+stands beside it, ``results/community/NAME-micro-clip-8``, because that is what anybody can compute again.
+
+Computing cells again runs the contributed method's code, as testing any pull request does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from tabulate import tabulate
+
+from benchmarks.suites import load as suites
+from benchmarks.suites.load import Suite
+from epmq.errors import UserError
+from epmq.result_errors import ResultError
+from results.judge.verify import verify
+from results.store.files import os_errors, read_bounded
+from results.store.folder import RunFolder
+from results.store.records import SCHEMA, Name, Record, complaint, printable
+
+EMBEDDED = "micro-clip-8"
+FORM = "submission.json"
+_MAX_FORM = 1 << 20  # bytes
+_SHOWN = 5  # complaints of one point that the text lists; JSON has them all
+
+NonEmpty = Annotated[str, StringConstraints(min_length=1, max_length=1000), AfterValidator(printable)]
+
+
+class Submission(BaseModel):
+    """Who contributes which methods.
+
+    Attributes:
+        methods: names of methods or roundings that are contributed, as the records have them.
+        reference: where the method is described: an arXiv id, a DOI or an address.
+        code: where its code is: a file of this repository, or a package and its version.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    description: NonEmpty
+    authors: Annotated[tuple[Name, ...], Field(min_length=1)]
+    methods: Annotated[tuple[Name, ...], Field(min_length=1)]
+    reference: NonEmpty
+    code: NonEmpty
+    contact: NonEmpty | None = None
+
+
+@dataclass(frozen=True)
+class Point:
+    """One thing that is asked of a contribution, and what is wrong with it."""
+
+    name: str
+    status: Literal["passed", "failed", "not checked"]
+    complaints: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What was found, point by point; only a folder that passes every point is accepted."""
+
+    folder: str
+    points: tuple[Point, ...]
+    computed_again: tuple[str, ...]
+
+    @property
+    def accepted(self) -> bool:
+        return all(point.status == "passed" for point in self.points)
+
+    def as_json(self) -> dict[str, Any]:
+        return {"accepted": self.accepted, **asdict(self)}
+
+    def render(self) -> str:
+        """The points as a table, the complaints and the outcome, ending in a line break."""
+        lines = [tabulate([(p.name, p.status) for p in self.points], ("point", "outcome"), "simple"), ""]
+        for point in self.points:
+            lines += [f"{point.name}: {text}" for text in point.complaints[:_SHOWN]]
+            if len(point.complaints) > _SHOWN:
+                lines.append(f"{point.name}: and {len(point.complaints) - _SHOWN} more, see --json")
+        passed = sum(point.status == "passed" for point in self.points)
+        outcome = "accepted" if self.accepted else "NOT ACCEPTED"
+        return "\n".join(
+            [*lines, f"{self.folder}: {outcome}, {passed} of {len(self.points)} points passed\n"]
+        )
+
+
+@dataclass(frozen=True)
+class _Part:
+    """One results folder of a contribution, opened."""
+
+    folder: RunFolder
+    records: list[Record]
+
+    @property
+    def name(self) -> str:
+        return self.folder.path.name
+
+    @property
+    def methods(self) -> list[Record]:
+        return [record for record in self.records if record.kind == "method"]
+
+    @property
+    def roundings(self) -> set[str]:
+        return {str(record.rounding) for record in self.methods}
+
+
+def judge(path: Path, embedded: Suite, cells: int = 3) -> Judgement:
+    """Every point of the contribution at ``path``; at least ``cells`` cells are computed again.
+
+    A point that needs an earlier one which failed is not checked; computing again, which takes minutes, needs
+    them all.
+    """
+    points: list[Point] = []
+
+    def ask(name: str, complaints: Callable[[], Iterable[str]], *, needs: bool = True) -> bool:
+        found = _complaints(complaints) if needs else ()
+        points.append(Point(name, "not checked" if not needs else "failed" if found else "passed", found))
+        return needs and not found
+
+    forms: list[Submission] = []
+    parts: list[_Part] = []
+    has_form = ask(f"{FORM} is complete", lambda: _take(forms, lambda: [read_form(path)]))
+    has_parts = ask("folders can be read", lambda: _take(parts, lambda: _opened(path, embedded)))
+    ask("methods are in the results", lambda: _absent(forms[0], parts[0]), needs=has_form and has_parts)
+    ask("every cell is there", lambda: _each(parts, _incomplete), needs=has_parts)
+    ask(f"schema {SCHEMA}", lambda: _each(parts, _schema), needs=has_parts)
+    ask("the suite's present version", lambda: _each(parts, lambda x: _suite(x, embedded)), needs=has_parts)
+    ask("pinned", lambda: _each(parts, _unpinned), needs=has_parts)
+    ask("no rehearsal", lambda: _each(parts, _rehearsal), needs=has_parts)
+    ask("verified", lambda: _each(parts, _unverified), needs=has_parts)
+    ask("methods can be imported", lambda: _not_importable(parts), needs=has_parts)
+    ask(f"methods on {embedded.name}", lambda: _not_embedded(parts), needs=has_parts)
+    again: list[Record] = []
+    ready = all(point.status == "passed" for point in points)
+    ask("computed again", lambda: _not_reproduced(parts[-1], embedded, cells, again), needs=ready)
+    return Judgement(str(path), tuple(points), tuple(f"{x.method} ({x.key})" for x in again))
+
+
+def _complaints(found: Callable[[], Iterable[str]]) -> tuple[str, ...]:
+    try:
+        return tuple(" ".join(text.split()) for text in found())
+    except (UserError, ResultError) as error:
+        return (" ".join(str(error).split()),)
+
+
+def _take(target: list[Any], made: Callable[[], list[Any]]) -> Iterable[str]:
+    """Put in ``target`` what can be made; the error that says why not is the complaint."""
+    target += made()
+    return ()
+
+
+def _each(parts: Sequence[_Part], complaints: Callable[[_Part], Iterable[str]]) -> Iterator[str]:
+    for part in parts:
+        yield from (f"{part.name}: {text}" for text in complaints(part))
+
+
+def read_form(path: Path) -> Submission:
+    """The form in a contributed folder; raises ResultError with what is wrong with it."""
+    file = path / FORM
+    with os_errors(file, "read the form of a contribution"):
+        data = read_bounded(file, _MAX_FORM)
+    try:
+        return Submission.model_validate_json(data, strict=True)
+    except ValidationError as error:
+        raise ResultError(
+            f"{file}: {complaint(error)}; see the form in benchmarks/contribute/submission.py"
+        ) from error
+
+
+def _opened(path: Path, embedded: Suite) -> list[_Part]:
+    """The contributed folder, then the embedded suite's one beside it unless it is that itself."""
+    folder = RunFolder.open(path)
+    parts = [_Part(folder, folder.records())]
+    if folder.manifest.suite != embedded.name:
+        beside = RunFolder.open(path.with_name(f"{path.name}-{embedded.name}"))
+        parts.append(_Part(beside, beside.records()))
+    return parts
+
+
+def _absent(form: Submission, part: _Part) -> Iterator[str]:
+    there = part.roundings | {record.method for record in part.methods}
+    for name in form.methods:
+        if name not in there:
+            yield f"{FORM} names {name!r}, no record is of that method; there are {', '.join(sorted(there))}"
+
+
+def _incomplete(part: _Part) -> Iterator[str]:
+    yield from part.folder.problems
+    if not part.methods:
+        yield "holds no cell of a method"
+    done = {record.key for record in part.records}
+    for cell in part.folder.manifest.cells:
+        if cell.key not in done:
+            of = " ".join(str(x) for x in (cell.merge, cell.method, cell.target, cell.bits) if x is not None)
+            yield f"{of} ({cell.key}) was asked for and is not run; run the same command again"
+
+
+def _schema(part: _Part) -> Iterator[str]:
+    if part.folder.schema != SCHEMA:
+        yield f"is of schema {part.folder.schema}; run it again with this version of epmq"
+
+
+def _suite(part: _Part, embedded: Suite) -> Iterator[str]:
+    stored = part.folder.manifest
+    if stored.suite not in (embedded.name, *suites.names()):
+        yield f"is of {stored.suite}, which is no suite of epmq here"
+        return
+    suite = embedded if stored.suite == embedded.name else suites.load(stored.suite)
+    if stored.suite_version != suite.version:
+        yield f"is of {suite.name} version {stored.suite_version}, the present one is {suite.version}"
+    elif stored.revisions.get("suite") != suites.fingerprint(suite):
+        yield f"is of {suite.name} with other prompts, classes, splits or preprocessing than the suite's here"
+
+
+def _unpinned(part: _Part) -> Iterator[str]:
+    if loose := [record for record in part.records if not record.pinned]:
+        yield f"{len(loose)} of {len(part.records)} records are not pinned; run without --unpinned"
+    if "unpinned" in json.dumps(part.folder.manifest.revisions):
+        yield "the manifest names a revision that is not pinned; pin the suite and run again"
+
+
+def _rehearsal(part: _Part) -> Iterator[str]:
+    if part.folder.manifest.rehearsal:
+        yield "is a rehearsal on made-up data or checkpoints"
+
+
+def _unverified(part: _Part) -> Iterator[str]:
+    for point in verify(part.folder).points:
+        yield from (f"{point.what}: {failure}" for failure in point.failures)
+
+
+def _not_importable(parts: Sequence[_Part]) -> Iterator[str]:
+    try:
+        from benchmarks.contribute.reproduce import unknown_methods
+
+        found = {text for part in parts for text in unknown_methods(part.records)}
+    except (UserError, ResultError):
+        raise
+    except Exception as error:  # a contributed module may raise anything when it is imported
+        found = {f"importing the methods raises {type(error).__name__}: {error}"}
+    yield from sorted(found)
+
+
+def _not_embedded(parts: Sequence[_Part]) -> Iterator[str]:
+    """What the folder of the embedded suite lacks to be computed again by anybody."""
+    embedded = parts[-1]
+    for rounding in sorted(parts[0].roundings - embedded.roundings):
+        yield f"{embedded.name}: has no cell of {rounding!r}; run it there too"
+    if elsewhere := [x for x in embedded.methods if (x.device, x.dtype) != ("cpu", "float32")]:
+        yield f"{embedded.name}: {len(elsewhere)} cells are not of the CPU in float32; use --device cpu"
+
+
+def _not_reproduced(part: _Part, embedded: Suite, cells: int, again: list[Record]) -> Iterator[str]:
+    from benchmarks.contribute.reproduce import reproduce, selected
+
+    again += selected(part.records, cells)
+    yield from reproduce(part.folder, again, embedded)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Judge a contribution; returns 0 where it is accepted, 1 where it is not, 2 for bad input."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.contribute.submission", description=__doc__)
+    parser.add_argument("folder", type=Path, metavar="DIR")
+    parser.add_argument("--cells", type=int, default=3, help="cells to compute again, at least (default 3)")
+    parser.add_argument("--json", action="store_true", help="machine-readable")
+    options = parser.parse_args(arguments)
+    try:
+        if not options.folder.is_dir():
+            raise UserError(f"{options.folder}: is no folder; give a contributed results folder")
+        judgement = judge(options.folder.resolve(), suites.load(EMBEDDED), options.cells)
+    except (UserError, ResultError) as error:
+        print("error:", *str(error).split(), file=sys.stderr)
+        return 2
+    print(json.dumps(judgement.as_json(), indent=2) if options.json else judgement.render(), end="")
+    return int(not judgement.accepted)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""The embedded suites: data, weights, and the recipes that trained them. No run imports the recipes."""

@@ -1,0 +1,135 @@
+"""One cell at work: its merge, its calibration and rounding, then what it predicts."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from tqdm.auto import tqdm
+
+import baselines
+from benchmarks.run.cells import Cell
+from benchmarks.workbench.base import Answers, Bench
+from epmq.calibration import Calibration
+from epmq.layer.spec import QuantSpec
+from epmq.models.layers import layer_groups
+from epmq.models.tower import Tower
+from epmq.walk import LayerReport, Solver, centre, walk
+
+
+@dataclass
+class Outcome:
+    """What computing a cell gave, in a form that travels between processes.
+
+    Attributes:
+        answers: per task, what the model said and what is right.
+        seconds: by phase. Cells that are evaluated together share the time of their pass evenly.
+        peak_memory: resident bytes of the process so far (it never falls from one cell to the next).
+    """
+
+    answers: dict[str, Answers] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    layers: list[LayerReport] = field(default_factory=list)
+    warnings: set[str] = field(default_factory=set)
+    peak_memory: int = 0
+
+    @contextmanager
+    def timed(self, phase: str) -> Iterator[None]:
+        """Add what the block takes to a phase."""
+        start = time.perf_counter()
+        yield
+        self.spend(phase, time.perf_counter() - start)
+
+    def spend(self, phase: str, seconds: float) -> None:
+        """Add to a phase."""
+        self.seconds[phase] = self.seconds.get(phase, 0.0) + seconds
+
+
+def compute(bench: Bench, cells: Sequence[Cell]) -> list[Outcome]:
+    """Compute cells one after the other, then evaluate them in one pass over the test samples."""
+    outcomes = [Outcome() for _ in cells]
+    if [cell.method for cell in cells] == ["experts"]:
+        _evaluate_experts(bench, outcomes[0])
+    else:
+        pairs = zip(cells, outcomes, strict=True)
+        towers = [bench.kept(_model(bench, cell, outcome)) for cell, outcome in pairs]
+        _evaluate(bench, towers, list(bench.models.experts), outcomes)
+    for outcome in outcomes:
+        outcome.peak_memory = peak_memory()
+    return outcomes
+
+
+def together(cells: Sequence[Cell], count: int) -> Iterator[list[Cell]]:
+    """Cells in order, in groups that one pass evaluates; the experts, a model per task, are a group alone."""
+    group: list[Cell] = []
+    for cell in cells:
+        if group and (len(group) == count or "experts" in (cell.method, group[-1].method)):
+            yield group
+            group = []
+        group.append(cell)
+    if group:
+        yield group
+
+
+def _evaluate_experts(bench: Bench, outcome: Outcome) -> None:
+    for task, expert in bench.models.experts.items():
+        _evaluate(bench, [bench.tower.load_all(expert)], [task], [outcome])
+
+
+def _evaluate(
+    bench: Bench, towers: Sequence[Tower], tasks: Sequence[str], outcomes: Sequence[Outcome]
+) -> None:
+    start = time.perf_counter()
+    specs = [task for task in bench.suite.tasks if task.task in tasks]
+    for task in tqdm(specs, desc="  evaluating", leave=False, delay=2):
+        for outcome, answers in zip(outcomes, bench.answers(towers, task), strict=True):
+            outcome.answers[task.task] = answers
+    for outcome in outcomes:
+        outcome.spend("evaluate", (time.perf_counter() - start) / len(outcomes))
+
+
+def _model(bench: Bench, cell: Cell, outcome: Outcome) -> Tower:
+    """The cell's merge, calibrated and rounded."""
+    if cell.merge is None:
+        return bench.tower.load_all(bench.models.base)
+    with outcome.timed("merge"):
+        start = "simple-average" if cell.merge == "regmean" else cell.merge
+        tower = bench.merged(start, cell.merge_options)
+    if cell.then:
+        _walk(bench, cell, tower, cell.calibration, centre, outcome)
+    if cell.calibration:
+        solve: Solver = centre
+        if cell.rounding is not None and cell.spec is not None:
+            solve = solver(baselines.get(cell.rounding), cell.spec)
+        _walk(bench, cell, tower, cell.then or cell.calibration, solve, outcome)
+    return tower
+
+
+def solver(rounding: baselines.Baseline, spec: QuantSpec) -> Solver:
+    """A walk's solver that rounds every layer the same way."""
+    return lambda problem: rounding(problem, spec)
+
+
+def _walk(
+    bench: Bench, cell: Cell, tower: Tower, calibration: Calibration | None, solve: Solver, outcome: Outcome
+) -> None:
+    assert calibration is not None
+    assert cell.samples is not None
+    inputs = bench.calibration_inputs(cell.samples, cell.seed, cell.decoder)
+    steps = walk(tower, bench.models.experts, inputs, calibration, solve)
+    total = len(layer_groups(tower, calibration.layers))
+    outcome.layers = list(tqdm(steps, desc="  layers", total=total, leave=False, delay=2))
+    for layer in outcome.layers:
+        outcome.spend("calibrate", layer.calibrate_seconds)
+        outcome.spend("quantise", layer.solve_seconds)
+        outcome.warnings |= {f"{layer.name}: {warning}" for warning in layer.warnings}
+
+
+def peak_memory() -> int:
+    """Peak resident bytes of this process so far."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

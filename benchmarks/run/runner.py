@@ -1,0 +1,137 @@
+"""The runner: computes the cells of a request that a results folder lacks."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from tqdm.auto import tqdm
+
+from benchmarks.run import provenance
+from benchmarks.run.benches import open_bench
+from benchmarks.run.cells import DECODERS, Cell, Request, expand
+from benchmarks.run.compute import Outcome, together
+from benchmarks.run.executors import Executor, one_by_one
+from benchmarks.suites.load import Suite
+from benchmarks.workbench.base import Bench, Setting
+from epmq.errors import UserError, choose
+from epmq.walk import LayerReport
+from results.store.folder import RunFolder
+from results.store.records import LayerResult, Record, TaskResult
+from results.store.samples import PREDICTION, REFERENCE
+
+
+def run(
+    suite: Suite,
+    request: Request,
+    out: Path,
+    asked: dict[str, Any],
+    setting: Setting | None = None,
+    execute: Executor = one_by_one,
+) -> RunFolder:
+    """Compute every cell of ``request`` that ``out`` lacks; returns the folder.
+
+    Raises:
+        UserError: bad input, found before any cell is computed.
+        epmq.result_errors.ResultError: the folder belongs to another suite or cannot be written.
+    """
+    request = decoding(suite, request)
+    cells = expand(request)
+    provenance.refuse_unusable(out, suite)
+    bench = open_bench(suite, setting)
+    for cell in cells:
+        bench.check(cell)
+    keyed = {cell.key(bench.context): cell for cell in cells}
+    manifest = provenance.manifest(bench, keyed, request, asked)
+    provenance.refuse_other_origin(out, manifest)
+    folder = RunFolder.open(out, manifest, create=True)
+    finished = {r.key: r for r in folder.records()}
+    experts = next((r for r in finished.values() if r.method == "experts"), None)
+    todo = [cell for key, cell in keyed.items() if key not in finished]
+    todo.sort(key=lambda cell: cell.method != "experts")  # the other records are relative to them
+    with tqdm(total=len(todo), desc=suite.name, unit="cell", disable=not todo) as bar:
+        for group, outcomes in execute(bench, list(together(todo, bench.setting.together))):
+            for cell, outcome in zip(group, outcomes, strict=True):
+                line = record(bench, cell, outcome, experts)
+                if cell.method == "experts":
+                    experts = line
+                folder.append(line, *arrays(outcome))
+                bar.set_postfix_str(" ".join(str(x) for x in (cell.merge, cell.method, cell.bits) if x))
+                bar.update()
+    return folder
+
+
+def decoding(suite: Suite, request: Request) -> Request:
+    """The request with what the decoder reads in calibration: of text suites, by default the targets.
+
+    Raises:
+        UserError: it is unknown, or a suite of images is asked for one.
+    """
+    if suite.kind == "text":
+        asked = request.decoder or "targets"
+        choose("decoder", asked, DECODERS)
+        return replace(request, decoder=asked)
+    if request.decoder is not None:
+        raise UserError(f"--decoder {request.decoder!r} changes nothing in {suite.name}; leave it out")
+    return request
+
+
+def arrays(done: Outcome) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What a folder keeps of every sample: right or wrong by task, and the predictions."""
+    correct = {task: x.correct for task, x in done.answers.items() if x.metric == "accuracy"}
+    predictions = {f"{task}{PREDICTION}": x.predicted for task, x in done.answers.items()}
+    ranked = {f"{task}{REFERENCE}": x.actual for task, x in done.answers.items() if x.metric == "spearman"}
+    return correct, {**predictions, **ranked}
+
+
+def record(bench: Bench, cell: Cell, done: Outcome, experts: Record | None) -> Record:
+    """The cell's line in the results."""
+    values = {task: answers.value for task, answers in done.answers.items()}
+    bits = [x.packed_bits for x in done.layers if x.packed_bits is not None]
+    sizes = [x.rows * x.columns for x in done.layers if x.packed_bits is not None]
+    normalised = []
+    if experts and all(result.value for result in experts.tasks.values()):
+        normalised = [values[task] / result.value for task, result in experts.tasks.items()]
+    return Record(
+        key=cell.key(bench.context),
+        suite=bench.suite.name,
+        suite_version=bench.suite.version,
+        kind=cell.kind,  # type: ignore[arg-type]
+        merge=cell.merge,
+        merge_options=dict(cell.merge_options),
+        method=cell.method,
+        rounding=cell.rounding,
+        target=cell.target,
+        bits=cell.bits,
+        axes=cell.axes,
+        seed=cell.seed,
+        device=bench.setting.machine.device.type,  # type: ignore[arg-type]
+        dtype=bench.setting.machine.dtype,
+        pinned=bench.setting.pinned,
+        tasks={
+            task: TaskResult(metric=x.metric, value=values[task], samples=len(x.actual))
+            for task, x in done.answers.items()
+        },
+        average=sum(values.values()) / len(values),
+        normalised=sum(normalised) / len(normalised) if normalised else None,
+        layers=tuple(_layer(x) for x in done.layers),
+        seconds=done.seconds,
+        peak_memory_bytes=done.peak_memory,
+        packed_bytes=(sum(bits) + 7) // 8 if bits else None,
+        bits_per_weight=sum(bits) / sum(sizes) if bits else None,
+        warnings=tuple(sorted(done.warnings)),
+    )
+
+
+def _layer(report: LayerReport) -> LayerResult:
+    return LayerResult(
+        name=report.name,
+        rows=report.rows,
+        columns=report.columns,
+        objective=report.objective,
+        quantisation_deviation=report.quantisation_deviation,
+        expert_deviation=report.expert_deviation,
+        merging_deviation=report.merging_deviation,
+        warnings=report.warnings,
+    )

@@ -1,0 +1,122 @@
+"""A suite's lock: every model and data set by commit and file hash, with counts of samples and labels."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from benchmarks.sources import cache
+from benchmarks.suites.load import PACKAGE, Suite, fingerprint, first_complaint, on_hub
+from epmq.errors import UserError
+
+FOLDER = PACKAGE / "sources" / "locks"
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Count = Annotated[int, Field(ge=0)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class FileLock(_Strict):
+    """A file's SHA-256 and its size in bytes."""
+
+    sha256: Sha256
+    size: Count
+
+    @classmethod
+    def of(cls, path: Path) -> FileLock:
+        """Those of a file that is here."""
+        with path.open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+        return cls(sha256=found, size=path.stat().st_size)
+
+
+class RepoLock(_Strict):
+    """A repository at a commit, and those of its files that a run reads, by path."""
+
+    id: str
+    revision: str
+    files: dict[str, FileLock]
+
+
+class SplitLock(_Strict):
+    """A split's files, its number of samples, how many have each label (a real one: its nearest integer)."""
+
+    files: list[str]
+    samples: Count
+    labels: dict[int, Count]
+
+
+class DatasetLock(RepoLock):
+    """A data set at a commit: the splits that a suite uses, by name.
+
+    Attributes:
+        format: the builder of ``datasets`` that reads the files, such as ``parquet`` or ``webdataset``.
+        features: the columns as the data set's card declares them; ``None`` leaves them to the files.
+    """
+
+    config: str | None
+    format: str
+    features: dict[str, Any] | None
+    splits: dict[str, SplitLock]
+
+
+class Lock(_Strict):
+    """What ``epmq pin`` writes: models by the id that the suite gives, data sets by task."""
+
+    suite: str
+    suite_version: int
+    fingerprint: Sha256
+    created: str
+    models: dict[str, RepoLock]
+    datasets: dict[str, DatasetLock]
+
+
+def default_path(suite: Suite) -> Path:
+    """Where a suite's lock is: with the code, or for a rehearsal (repositories made up) in the cache."""
+    return (cache.folder("locks") if suite.rehearsal else FOLDER) / f"{suite.name}.json"
+
+
+def models_of(suite: Suite) -> list[str]:
+    """The hub ids of a suite's models, base first."""
+    return list(dict.fromkeys(x for x in (suite.base, *(t.expert for t in suite.tasks)) if on_hub(x)))
+
+
+def read(path: Path) -> Lock:
+    """A lock file; raises UserError for one that cannot be read or is not of this form."""
+    try:
+        return Lock.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise UserError(f"{path}: cannot read the lock: {error.strerror}; check --lock") from error
+    except ValidationError as error:
+        remedy = "restore the lock or run 'epmq pin' again"
+        raise UserError(f"{path}: {first_complaint(error)}; {remedy}") from error
+
+
+def refuse_other(lock: Lock, suite: Suite, path: Path) -> None:
+    """Refuse a lock that is not of this version of this suite.
+
+    Raises:
+        UserError: naming what differs.
+    """
+    mine = {"suite": suite.name, "suite_version": suite.version, "fingerprint": fingerprint(suite)}
+    for field, wanted in mine.items():
+        if (found := getattr(lock, field)) != wanted:
+            raise UserError(
+                f"{path}: {field} is {str(found)[:12]!r}, the suite's is {str(wanted)[:12]!r}; give the lock "
+                f"of this suite or run 'epmq pin {suite.name}' again"
+            )
+    data = {t.task: (t.dataset.path, t.dataset.config) for t in suite.tasks if on_hub(t.dataset.path)}
+    locked = {task: (entry.id, entry.config) for task, entry in lock.datasets.items()}
+    if set(lock.models) != set(models_of(suite)) or locked != data:
+        differ = sorted(set(lock.models) ^ set(models_of(suite))) or [
+            t for t in data if locked.get(t) != data[t]
+        ]
+        raise UserError(
+            f"{path}: the lock and the suite name other repositories ({', '.join(differ) or 'data sets'}); "
+            f"run 'epmq pin {suite.name}' again"
+        )

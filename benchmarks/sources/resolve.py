@@ -1,0 +1,105 @@
+"""What a run reads of the repositories that a suite names: which files, at which commit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any
+
+import datasets
+from datasets import load_dataset_builder
+
+from benchmarks.sources import hub
+from benchmarks.sources.lock import DatasetLock, RepoLock
+from benchmarks.suites.load import DatasetSpec, Suite
+from epmq.errors import UserError
+
+TOKENIZER = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+)
+WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model.bin", "*.pt")
+PICKLED = (".bin", ".pt")  # the second as task_vectors and TALL-masks publish their experts
+BASE_FILES = {
+    "transformers": ("config.json", "preprocessor_config.json", *TOKENIZER, *WEIGHTS),
+    "open_clip": ("open_clip_config.json", "open_clip_model.safetensors", *TOKENIZER),
+}
+TEXT_FILES = ("config.json", "generation_config.json", *TOKENIZER, *WEIGHTS)
+EXPERT_FILES = ("config.json", "adapter_config.json", *WEIGHTS, "adapter_model.bin")
+
+
+@dataclass(frozen=True)
+class DataFiles:
+    """A data set's files at a commit: all with hashes, those of each used split, and how they are read."""
+
+    repo: RepoLock
+    format: str
+    features: dict[str, Any] | None
+    splits: dict[str, list[str]]
+
+    @classmethod
+    def of(cls, lock: DatasetLock) -> DataFiles:
+        splits = {name: split.files for name, split in lock.splits.items()}
+        return cls(lock, lock.format, lock.features, splits)
+
+
+def model_files(suite: Suite, where: str) -> tuple[str, ...]:
+    """Patterns of the files that a run reads of a suite's model."""
+    files = TEXT_FILES if suite.kind == "text" else BASE_FILES[suite.library]
+    return files if where == suite.base else EXPERT_FILES
+
+
+def chosen(names: Iterable[str], patterns: Sequence[str]) -> list[str]:
+    """The names of a repository's top folder that match; no pickled weights where there are safetensors."""
+    found = [n for n in sorted(names) if "/" not in n and any(fnmatchcase(n, p) for p in patterns)]
+    safe = any(name.endswith(".safetensors") for name in found)
+    return [n for n in found if not (safe and n.endswith(PICKLED))]
+
+
+def model(where: str, patterns: Sequence[str], revision: str | None = None) -> RepoLock:
+    """A model at its newest commit (or ``revision``), and the files that match.
+
+    Raises:
+        UserError: the hub cannot be reached, lacks the repository, or holds no weights in it.
+    """
+    found = hub.listing(where, "model", revision)
+    names = chosen(found.sizes, patterns)
+    if not any(name.endswith((".safetensors", *PICKLED)) for name in names):
+        raise UserError(f"model {where} holds no weights at commit {found.revision[:12]}; correct the suite")
+    return hub.described(found, "model", names)
+
+
+def data(spec: DatasetSpec) -> DataFiles:
+    """A data set at its newest commit, or at the one that the suite names.
+
+    Raises:
+        UserError: the hub cannot be reached, or lacks the data set, its configuration or a split.
+    """
+    found = hub.listing(spec.path, "dataset", spec.revision)
+    try:
+        builder = hub.patiently(
+            lambda: load_dataset_builder(spec.path, spec.config, revision=found.revision),
+            f"dataset {spec.path}",
+        )
+    except (ValueError, datasets.exceptions.DatasetsError) as error:
+        raise UserError(f"data set {spec.path}: {error}; correct the suite") from error
+    prefix = f"hf://datasets/{spec.path}@{found.revision}/"
+    there = {str(name): files for name, files in (builder.config.data_files or {}).items()}
+    splits = {}
+    for split in (spec.train_split, spec.eval_split):
+        if split not in there:
+            raise UserError(
+                f"data set {spec.path} has no split {split!r} at commit {found.revision[:12]}, only "
+                f"{', '.join(there) or 'none'}; correct the suite"
+            )
+        splits[split] = [url.removeprefix(prefix) for url in there[split]]
+    names = sorted({name for files in splits.values() for name in files})
+    declared = builder.info.features
+    return DataFiles(
+        hub.described(found, "dataset", names), builder.name, declared.to_dict() if declared else None, splits
+    )

@@ -1,0 +1,102 @@
+"""The bench of a text suite: language models that read prompts and generate answers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from numpy.typing import NDArray
+from torch import Tensor
+
+from benchmarks.sources import data
+from benchmarks.suites import prompt
+from benchmarks.suites.load import TaskSpec, TextSuite, TextTask
+from benchmarks.suites.prompt import LmTask
+from benchmarks.text import answers as lm_run
+from benchmarks.text.inputs import Encoder
+from benchmarks.text.metrics import number
+from benchmarks.text.models import TextModels, open_models
+from benchmarks.workbench.base import Answers, Bench
+from epmq.errors import UserError
+from epmq.models.tower import Tower
+from epmq.walk import Batches
+
+EVALUATED = 64  # prompts generated from at a time
+
+
+class TextBench(Bench):
+    """A text suite's models and data."""
+
+    suite: TextSuite
+    models: TextModels
+
+    def _open_models(self) -> None:
+        lm_run.require()
+        self._tasks: dict[str, LmTask] = {t.task: prompt.read(t.prompt) for t in self.suite.tasks}
+        if self.setting.machine.dtype == "float16" and self.suite.architecture == "encoder-decoder":
+            raise UserError("--dtype float16 overflows in T5; give float32 or bfloat16")
+        self.models = open_models(self.suite, self.sources)
+
+    def _open_split(self, task: TextTask, split: str) -> Dataset:
+        return data.open_texts(task, self._tasks[task.task], split, self.sources.arguments(task, split))
+
+    @property
+    def preprocess(self) -> dict[str, Any]:
+        return {
+            "library": "transformers",
+            "class": type(self.models.tokenizer).__name__,
+            "max_length": self.suite.max_length,
+            "padding": "longest of a batch, on the right",
+        }
+
+    def inputs(self, ids: Mapping[str, list[int]], decoder: str | None) -> Mapping[str, Batches]:
+        encoder = Encoder(self.models.tokenizer, self.models.tower.model.config, self.suite.max_length)
+        return {
+            task.task: encoder.batches(
+                self._tasks[task.task],
+                self.rows(task, task.dataset.train_split).select(ids[task.task]),
+                decoder,
+                self.setting.machine.device,
+            )
+            for task in self.suite.tasks
+        }
+
+    def features(self, tower: Tower, batch: Any) -> Tensor:
+        """Square roots of the probabilities of the answer's first token, whose norm is 1."""
+        logits = tower(batch)
+        last = batch["attention_mask"].sum(1) - 1 if self.suite.architecture == "causal" else 0
+        return torch.softmax(logits[torch.arange(len(logits)), last].float(), dim=-1).sqrt()
+
+    def answers(self, towers: Sequence[Tower], task: TaskSpec) -> list[Answers]:
+        """Each model's greedy answers, through lm-eval."""
+        read, rows = self._tasks[task.task], self.rows(task, task.dataset.eval_split)
+        found = []
+        for tower in towers:
+            said = lm_run.answers(
+                self.setting.machine.ready(tower.model),
+                self.models.tokenizer,
+                {task.task: (read, rows)},
+                batch_size=EVALUATED,
+                max_length=self.suite.max_length,
+            )[task.task]
+            found.append(scored(read, said))
+        return found
+
+
+def scored(task: LmTask, said: lm_run.Answers) -> Answers:
+    """Texts as classes or scores; raises AssertionError where lm-eval's metric says otherwise."""
+    if task.choices is None:
+        found = Answers(_numbers(said.said), _numbers(said.wanted), "spearman")
+    else:
+        classes = {text: i for i, text in enumerate(task.choices)}
+        predicted = np.array([classes.get(text, -1) for text in said.said], dtype=np.int32)
+        found = Answers(predicted, np.array([classes[text] for text in said.wanted], dtype=np.int64))
+    assert abs(found.value - said.value) < 1e-9, f"{task.name}: {found.value} here, {said.value} by lm-eval"
+    return found
+
+
+def _numbers(texts: Sequence[str]) -> NDArray[np.float64]:
+    return np.array([number(text) for text in texts], dtype=np.float64)

@@ -1,0 +1,66 @@
+"""Merged weights on disk: a merge is computed once, streamed into the model, and read by later cells."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from benchmarks.workbench import environment
+from epmq.checkpoints.lazy import LazyCheckpoint
+from epmq.merge import known
+from epmq.models.tower import Tower
+
+
+class MergedWeights:
+    """Merges of one base and its experts.
+
+    Args:
+        root: the cache's folder of merged weights.
+        origin: hashes of the base and of the experts, which the merges depend on.
+    """
+
+    def __init__(
+        self,
+        base: Mapping[str, Tensor],
+        experts: Sequence[Mapping[str, Tensor]],
+        root: Path,
+        origin: Mapping[str, Any],
+    ) -> None:
+        self.base, self.experts, self.root, self.origin = base, experts, root, origin
+
+    def load(self, tower: Tower, name: str, options: Mapping[str, Any]) -> None:
+        """Fill ``tower`` with a merge, from the cache or computed tensor by tensor."""
+        file = self._file(name, options)
+        if file.exists():
+            tower.load_all(LazyCheckpoint(file))
+            return
+        steps = known()[name](self.base, self.experts, **options)
+        tower.load_stream(tqdm(steps, desc=f"merging ({name})", total=len(self.base), leave=False, delay=2))
+        _save({key: p.detach().cpu() for key, p in tower.merged_parameters().items()}, file)
+
+    def _file(self, name: str, options: Mapping[str, Any]) -> Path:
+        method = Path(inspect.getfile(known()[name])).read_bytes()
+        described = {
+            "merge": name,
+            "options": dict(options),
+            "origin": dict(self.origin),
+            "code": environment.code_digest(),
+            "method": hashlib.sha256(method).hexdigest(),
+        }
+        text = json.dumps(described, sort_keys=True, default=str)
+        return self.root / f"{hashlib.sha256(text.encode()).hexdigest()[:24]}.safetensors"
+
+
+def _save(tensors: dict[str, Tensor], file: Path) -> None:
+    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
+    save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, temporary)
+    temporary.replace(file)

@@ -1,0 +1,1 @@
+"""Tensors read lazily from files: safetensors, pickles, LoRA adapters. Knows no model and no layer."""

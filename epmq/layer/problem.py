@@ -1,0 +1,213 @@
+"""The layer problem: which matrix to round, and in which metric.
+
+E-PMQ (arXiv 2605.16882, as its abstract reads) asks for a low-bit Q that minimises
+
+    sum_t c_t E||W_t x_t - Q x_t||^2 + lambda ||Q - W_m||_F^2.
+
+With G_t = E[x_t x_t^T], H = sum_t c_t G_t + lambda I and W* = (sum_t c_t W_t G_t + lambda W_m) H^-1,
+completing the square gives tr((Q - W*) H (Q - W*)^T) + const: an ordinary rounding problem with centre W*
+and Hessian H. Plain post-merge quantisation is the same problem with centre W_m. Every rounding method
+takes one :class:`LayerProblem` and so serves both targets.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+import torch
+from scipy.linalg.lapack import dtrtri
+from torch import Tensor
+
+from epmq.errors import UserError
+from epmq.layer.moments import Moments, TaskWeight
+
+AnchorScale = Literal["relative", "absolute"]
+EXTRA_RIDGES = (0.0, *(10.0**power for power in range(-10, 1)))  # of the mean diagonal, tried in turn
+LEAST_PIVOT = 1e-13  # of the mean diagonal; below it float64 has no digit left
+
+
+@dataclass(frozen=True, eq=False)
+class LayerProblem:
+    """Minimise ``tr((Q - centre) hessian (Q - centre)^T)`` over the grid.
+
+    Attributes:
+        centre: ``(rows, columns)`` float64, the weight to round: W_m or W*.
+        hessian: ``(columns, columns)`` float64, symmetric positive definite.
+        reference: ``(rows, columns)`` float64, W_m, for scales that are fitted on it.
+        warnings: what was done to make the problem well posed (dead columns, added ridge).
+    """
+
+    centre: Tensor
+    hessian: Tensor
+    reference: Tensor
+    warnings: tuple[str, ...] = ()
+
+    @classmethod
+    def merged(
+        cls,
+        weight: Tensor,
+        grams: Iterable[Tensor],
+        *,
+        task_weight: TaskWeight = "uniform",
+        damping: float = 0.01,
+    ) -> LayerProblem:
+        """Round W_m as GPTQ does: H = sum_t c_t G_t + damping * mean(diag) * I.
+
+        Args:
+            weight: W_m, ``(rows, columns)``.
+            grams: G_t per task, ``(columns, columns)`` each; read once, one at a time.
+            task_weight: c_t, ``"uniform"`` (1) or ``"frobenius"`` (1 / ||G_t||_F).
+            damping: ridge relative to the mean diagonal of sum_t c_t G_t (GPTQ's percdamp).
+
+        Raises:
+            UserError: shapes disagree, a value is not finite or no Gram is given.
+        """
+        moments = Moments.empty(weight, task_weight)
+        for gram in grams:
+            moments.add(gram)
+        return cls.from_moments(weight, moments, target="merged", ridge=damping)
+
+    @classmethod
+    def expert_guided(
+        cls,
+        weight: Tensor,
+        expert_weights: Iterable[Tensor],
+        grams: Iterable[Tensor],
+        cross: Iterable[Tensor] | None = None,
+        *,
+        task_weight: TaskWeight = "uniform",
+        anchor: float = 0.001,
+        anchor_scale: AnchorScale = "relative",
+    ) -> LayerProblem:
+        """Round W*, the experts' targets anchored at W_m (E-PMQ).
+
+        Args:
+            weight: W_m, ``(rows, columns)``.
+            expert_weights: W_t per task, like ``weight``; read once, one at a time.
+            grams: G_t per task, ``(columns, columns)``.
+            cross: E[x~_t x_t^T] per task when the targets are the experts' own features W_t x~_t
+                (reading B); ``None`` takes G_t, the experts' weights on the same inputs (reading A).
+            task_weight: c_t, ``"uniform"`` (1) or ``"frobenius"`` (1 / ||G_t||_F).
+            anchor: lambda, in the unit that ``anchor_scale`` names; 0 switches the anchor off.
+            anchor_scale: ``"relative"`` to the mean diagonal of sum_t c_t G_t, or ``"absolute"``.
+
+        Raises:
+            UserError: shapes disagree, counts differ, a value is not finite or no Gram is given.
+        """
+        moments = Moments.empty(weight, task_weight)
+        try:
+            if cross is None:
+                for gram, expert in zip(grams, expert_weights, strict=True):
+                    moments.add(gram, expert)
+            else:
+                for gram, expert, between in zip(grams, expert_weights, cross, strict=True):
+                    moments.add(gram, expert, between)
+        except ValueError as error:
+            raise UserError(f"give one expert weight, Gram and cross moment per task: {error}") from error
+        return cls.from_moments(weight, moments, target="expert", ridge=anchor, ridge_scale=anchor_scale)
+
+    @classmethod
+    def from_moments(
+        cls,
+        weight: Tensor,
+        moments: Moments,
+        *,
+        target: Literal["merged", "expert"],
+        ridge: float,
+        ridge_scale: AnchorScale = "relative",
+    ) -> LayerProblem:
+        """The problem of already accumulated moments; ``ridge`` is the damping or the anchor."""
+        if not moments.tasks:
+            raise UserError("no calibration moments: give at least one Gram matrix")
+        if target == "expert" and moments.experts != moments.tasks:
+            raise UserError(
+                f"{moments.tasks} Gram matrices but {moments.experts} expert weights; give one per task"
+            )
+        if not 0 <= ridge < math.inf:
+            raise UserError(f"damping or anchor {ridge} must be a finite number, 0 or more")
+        merged = weight.double()
+        mean = float(moments.gram.diagonal().mean())
+        strength = ridge * mean if ridge_scale == "relative" else ridge
+        hessian, lower, warnings = _positive_definite(moments.gram, strength, mean)
+        centre = merged
+        if target == "expert":
+            # W* - W_m = (sum_t c_t W_t E[x~ x^T] - W_m sum_t c_t G_t) H^-1: what no task says anything about
+            # stays W_m, whether lambda or the extra ridge holds it there.
+            centre = merged + _solve(lower, moments.target - merged @ moments.gram)
+        problem = cls(centre, hessian, merged, warnings)
+        vars(problem)["_reversed_factor"] = lower  # known already; the cached property need not compute it
+        return problem
+
+    @cached_property
+    def _reversed_factor(self) -> Tensor:
+        lower, failed = _reversed_cholesky(self.hessian)
+        if failed:
+            raise UserError("a layer's Hessian is not positive definite; raise the damping or the anchor")
+        return lower
+
+    @cached_property
+    def inverse_factor(self) -> Tensor:
+        """Upper triangular R with ``hessian^-1 = R^T R``, the factor of GPTQ's column loop, float64.
+
+        With J the reversal of indices and J H J = L L^T, R = J L^-1 J: one Cholesky and one triangular
+        inverse instead of the usual Cholesky, inverse, Cholesky.
+        """
+        return _invert_lower(self._reversed_factor).flip(0, 1)
+
+    def permuted_inverse_factor(self, order: Tensor) -> Tensor:
+        """:attr:`inverse_factor` of the Hessian with its columns taken in ``order``."""
+        permuted = LayerProblem(self.centre, self.hessian[order][:, order], self.reference)
+        return permuted.inverse_factor
+
+    def objective(self, weight: Tensor) -> float:
+        """``tr((weight - centre) hessian (weight - centre)^T)``."""
+        return float(self.row_objective(weight).sum())
+
+    def row_objective(self, weight: Tensor) -> Tensor:
+        """The objective of every row, ``(rows,)`` float64."""
+        gap = weight.to(self.centre) - self.centre
+        return torch.einsum("rc,rc->r", gap @ self.hessian, gap)
+
+
+def _positive_definite(gram: Tensor, ridge: float, mean: float) -> tuple[Tensor, Tensor, tuple[str, ...]]:
+    """``gram + ridge I`` and its reversed factor; the least extra ridge that makes it factor is recorded."""
+    dead = int((gram.diagonal() == 0).sum())
+    warnings = [f"{dead} dead input columns"] if dead else []
+    scale = mean if mean > 0 else 1.0
+    for extra in EXTRA_RIDGES:
+        hessian = gram + (ridge + extra * scale) * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
+        lower, failed = _reversed_cholesky(hessian)
+        if not failed and float(lower.diagonal().min()) ** 2 > LEAST_PIVOT * scale:
+            break
+    else:
+        raise UserError(
+            "the Gram matrices are far from positive semi-definite; give X X^T / n, columns by columns"
+        )
+    if extra:
+        warnings.append(f"not positive definite: ridge {extra:g} of the mean diagonal added")
+    return hessian, lower, tuple(warnings)
+
+
+def _reversed_cholesky(hessian: Tensor) -> tuple[Tensor, bool]:
+    """Lower L with ``J hessian J = L L^T``, J the reversal of indices, and whether there is none."""
+    lower, failed = torch.linalg.cholesky_ex(hessian.flip(0, 1).mT)  # .mT: column by column, as LAPACK reads
+    return lower, bool(failed)
+
+
+def _solve(lower: Tensor, right: Tensor) -> Tensor:
+    """``right @ hessian^-1`` for ``right`` ``(rows, columns)``, from the reversed factor of the Hessian."""
+    half = torch.linalg.solve_triangular(lower.T, right.flip(1), upper=True, left=False)
+    solved: Tensor = torch.linalg.solve_triangular(lower, half, upper=False, left=False)
+    return solved.flip(1)
+
+
+def _invert_lower(lower: Tensor) -> Tensor:
+    # scipy has LAPACK's triangular inverse; torch would solve against an identity at three times the work.
+    inverse, info = dtrtri(lower.cpu().numpy(), lower=1)
+    if info:
+        raise UserError("a Hessian's factor is singular; raise the damping or the anchor")
+    return torch.from_numpy(inverse).to(lower.device)

@@ -1,0 +1,1 @@
+"""Models as towers of blocks with linear layers by name. Knows no layer problem and no suite."""

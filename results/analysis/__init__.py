@@ -1,0 +1,1 @@
+"""Records compared: groups of cells, rows, partners, statistics. Knows the store alone."""

@@ -1,0 +1,1 @@
+"""Figures as data, then as files. Knows analysis and tables, not the report."""

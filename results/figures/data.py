@@ -1,0 +1,302 @@
+"""What the figures of a results folder show, as rows of numbers: a figure draws these and nothing else."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from results.analysis.outcomes import outcomes
+from results.analysis.rows import Row, comparison, recovered
+from results.analysis.stats import hierarchical_bootstrap
+from results.figures.captions import WORDS, Kind
+from results.store.folder import RunFolder
+from results.store.records import Record
+from results.store.tuning import trials
+from results.tables.comparison import REHEARSAL
+from results.tables.formats import csv_text
+
+Point = dict[str, str | int | float | None]
+_NORMAL: Final = 1.959963984540054  # two-sided 95 %
+
+
+@dataclass(frozen=True)
+class FigureData:
+    """One figure: a file name without an ending, what is to be read in it, and its points.
+
+    `alt` says in words what is shown, for those who can't see it.
+    """
+
+    name: str
+    kind: Kind
+    title: str
+    caption: str
+    alt: str
+    points: tuple[Point, ...]
+
+
+def figure_data(folder: RunFolder) -> list[FigureData]:
+    """Return the figures that the records can fill, in the order in which they are to be read.
+
+    Raises
+    ------
+    ResultError
+        where per-sample outcomes or the folder's `tuning.json` can't be used.
+    """
+    rows = [row for row in comparison(folder) if row.records]
+    label = _labels(rows)
+    found = [*_accuracy(rows, label), *_recovery(folder, rows, label), *_tasks(rows, label)]
+    found += [*_deviations(rows, label), *_anchors(rows), *_search(folder)]
+    ending = f" {REHEARSAL.capitalize()}." if folder.manifest.rehearsal else ""
+    return [_ended(data, ending) for data in _named_apart(found)]
+
+
+def _figure(
+    kind: Kind, name: str, points: Sequence[Point], rows: Sequence[Row], **words: object
+) -> FigureData:
+    if rows:
+        count = len({point["label"] for point in points})
+        words = {"score": _score(rows), "samples": _samples(rows), "count": count, **words}
+    title, caption, alt = (text.format(**words) for text in WORDS[kind])
+    return FigureData(name, kind, title, caption, alt, tuple(points))
+
+
+def _ended(data: FigureData, ending: str) -> FigureData:
+    return FigureData(**{**vars(data), "caption": data.caption + ending})
+
+
+def _named_apart(found: Sequence[FigureData]) -> Iterator[FigureData]:
+    seen: dict[str, int] = defaultdict(int)
+    for data in found:
+        seen[data.name] += 1
+        number = seen[data.name]
+        yield data if number == 1 else FigureData(**{**vars(data), "name": f"{data.name}-{number}"})
+
+
+def _slug(*parts: object) -> str:
+    """Return a file name without an ending: nothing of a stranger's name but letters, digits and dashes."""
+    return re.sub(r"[^a-z0-9]+", "-", "-".join(str(part) for part in parts).lower()).strip("-")[:80]
+
+
+def _labels(rows: Sequence[Row]) -> Callable[[Row], str]:
+    targets: dict[str, set[str | None]] = defaultdict(set)
+    for row in rows:
+        targets[row.method].add(row.target)
+
+    def label(row: Row) -> str:
+        return f"{row.name} → {row.target}" if len(targets[row.method]) > 1 and row.target else row.name
+
+    return label
+
+
+def _role(row: Row) -> str:
+    """Return what a series is drawn as: a control, or a method on the merged or the expert target."""
+    if row.kind == "control":
+        return "control"
+    return "expert" if row.target == "expert" else "merged"
+
+
+def _samples(rows: Sequence[Row]) -> str:
+    counts = {sum(task.samples for task in row.tasks.values()) for row in rows}
+    tasks = {len(row.tasks) for row in rows}
+    return f"n = {' or '.join(f'{n:,}' for n in sorted(counts))} test samples over {max(tasks)} tasks"
+
+
+def _score(rows: Sequence[Row]) -> str:
+    metrics = {task.metric for row in rows for task in row.tasks.values()}
+    return "accuracy" if metrics == {"accuracy"} else "score (accuracy, or 100 × Spearman's rho)"
+
+
+def _accuracy(rows: Sequence[Row], label: Callable[[Row], str]) -> Iterator[FigureData]:
+    merges = _merges(rows)
+    points: list[Point] = []
+    for row in rows:
+        if row.average is None or row.standard_error is None or row.merge not in (*merges, None):
+            continue
+        points.append(
+            {
+                "merge": row.merge,
+                "label": label(row),
+                "role": _role(row),
+                "bits": row.bits,
+                "bits_per_weight": row.records[0].bits_per_weight,
+                "average": row.average,
+                "low": row.average - _NORMAL * row.standard_error,
+                "high": row.average + _NORMAL * row.standard_error,
+            }
+        )
+    if merges:
+        yield _figure("bits", "accuracy-bits", points, rows)
+
+
+def _merges(rows: Sequence[Row]) -> list[str]:
+    """The merges that a method was applied to: a merge with controls alone has nothing to compare."""
+    return sorted({row.merge for row in rows if row.merge is not None and row.kind == "method"})
+
+
+def _recovery(folder: RunFolder, rows: Sequence[Row], label: Callable[[Row], str]) -> Iterator[FigureData]:
+    points: list[Point] = []
+    for row in rows:
+        bounds = _bounds(row, rows)
+        if row.recovery is None or row.method == "merged" or bounds is None or row.average is None:
+            continue
+        merged, experts = bounds
+        low, high = _recovery_interval(folder, row, merged, experts)
+        points.append(
+            {
+                "merge": row.merge,
+                "label": label(row),
+                "role": _role(row),
+                "bits": row.bits,
+                "recovery": row.recovery,
+                "low": low,
+                "high": high,
+            }
+        )
+    if points:
+        yield _figure("recovery", "recovery", points, rows)
+
+
+def _bounds(row: Row, rows: Sequence[Row]) -> tuple[Row, Row] | None:
+    merged = (
+        other
+        for other in rows
+        if (other.kind, other.method, other.merge) == ("control", "merged", row.merge)
+        and other.records[0].merge_options == row.records[0].merge_options
+    )
+    experts = (other for other in rows if (other.kind, other.method) == ("control", "experts"))
+    found = next(merged, None), next(experts, None)
+    return None if found[0] is None or found[1] is None else (found[0], found[1])
+
+
+def _recovery_interval(folder: RunFolder, row: Row, merged: Row, experts: Row) -> tuple[float, float]:
+    assert merged.average is not None
+    assert experts.average is not None
+    ours = [outcomes(folder, record.key) for record in row.records]
+    theirs = [outcomes(folder, merged.records[0].key)] * len(ours)
+    interval = hierarchical_bootstrap(ours, theirs)
+    ends = [
+        recovered(merged.average + end, merged.average, experts.average)
+        for end in (interval.low, interval.high)
+    ]
+    assert ends[0] is not None
+    assert ends[1] is not None
+    return ends[0], ends[1]
+
+
+def _tasks(rows: Sequence[Row], label: Callable[[Row], str]) -> Iterator[FigureData]:
+    merges = _merges(rows)
+    quantised = [row for row in rows if row.bits is not None and row.merge in merges]
+    quantised.sort(key=lambda row: (row.merge or "", -(row.bits or 0)))
+    for (merge, bits), group in itertools.groupby(quantised, key=lambda row: (row.merge, row.bits)):
+        cells = list(group)
+        bounds = [
+            row
+            for row in rows
+            if row.bits is None and (row.method, row.merge) in {("experts", None), ("merged", merge)}
+        ]
+        points: list[Point] = [
+            {
+                "task": task,
+                "label": label(row),
+                "role": _role(row),
+                "value": result.value,
+                "n": result.samples,
+            }
+            for row in [*bounds, *cells]
+            for task, result in sorted(row.tasks.items())
+        ]
+        yield _figure("tasks", _slug("tasks", merge, bits, "bit"), points, cells, merge=merge, bits=bits)
+
+
+def _deviations(rows: Sequence[Row], label: Callable[[Row], str]) -> Iterator[FigureData]:
+    quantised = [row for row in rows if row.kind == "method" and row.bits is not None]
+    quantised.sort(key=lambda row: (row.merge or "", -(row.bits or 0)))
+    for (merge, bits), group in itertools.groupby(quantised, key=lambda row: (row.merge, row.bits)):
+        cells = list(group)
+        points = [point for row in cells for point in _layers(row, label(row))]
+        if not points:
+            continue
+        layers = len({point["layer"] for point in points})
+        words = {"merge": merge, "bits": bits, "layers": layers}
+        yield _figure("deviations", _slug("deviations", merge, bits, "bit"), points, cells, **words)
+
+
+def _layers(row: Row, label: str) -> Iterator[Point]:
+    for index, layer in enumerate(row.records[0].layers):
+        merging, expert = layer.merging_deviation, layer.expert_deviation
+        if merging is None or expert is None or layer.quantisation_deviation is None:
+            continue
+        if not layer.experts_differ:
+            continue
+        yield {
+            "label": label,
+            "role": _role(row),
+            "layer": layer.name,
+            "index": index,
+            "quantisation": layer.quantisation_deviation / merging,
+            "expert_relative": expert / merging,
+            "merging_deviation": merging,
+        }
+
+
+def _anchors(rows: Sequence[Row]) -> Iterator[FigureData]:
+    """Cells that differ in the anchor alone; a method whose name is its anchor joins the method it is of."""
+    groups: dict[str, list[Row]] = defaultdict(list)
+    for row in rows:
+        if row.bits is not None and isinstance(row.records[0].axes.get("anchor"), int | float):
+            groups[_but_anchor(row.records[0])].append(row)
+    points: list[Point] = []
+    for group in groups.values():
+        if len({row.records[0].axes["anchor"] for row in group}) < 2:
+            continue
+        name = min((row.method for row in group), key=len)
+        for row in sorted(group, key=lambda row: float(row.records[0].axes["anchor"] or 0)):
+            if row.average is None or row.standard_error is None:
+                continue
+            points.append(
+                {
+                    "merge": row.merge,
+                    "label": f"{name}, {row.bits} bits",
+                    "role": _role(row),
+                    "anchor": float(row.records[0].axes["anchor"] or 0),
+                    "average": row.average,
+                    "low": row.average - _NORMAL * row.standard_error,
+                    "high": row.average + _NORMAL * row.standard_error,
+                }
+            )
+    if points:
+        yield _figure("anchor", "anchor", points, rows)
+
+
+def _but_anchor(record: Record) -> str:
+    axes = {name: value for name, value in record.axes.items() if name != "anchor"}
+    made = [record.kind, record.merge, record.merge_options, record.rounding, record.target, record.bits]
+    return json.dumps([*made, axes, record.device, record.dtype], sort_keys=True)
+
+
+def _search(folder: RunFolder) -> Iterator[FigureData]:
+    points: list[Point] = [
+        {
+            "merge": trial.merge,
+            "label": f"mixing {trial.mixing:g}",
+            "role": trial.target,
+            "bits": trial.bits,
+            "anchor": trial.anchor,
+            "distance": trial.distance,
+        }
+        for trial in trials(folder)
+        if trial.target == "expert"
+    ]
+    if points:
+        bits = " or ".join(str(bits) for bits in sorted({trial.bits for trial in trials(folder)}))
+        yield _figure("search", "anchor-search", points, [], bits=bits)
+
+
+def data_csv(data: FigureData) -> str:
+    """Return the points of a figure as CSV."""
+    return csv_text(list(data.points[0]), data.points)

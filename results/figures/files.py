@@ -1,0 +1,63 @@
+"""The figures of a results folder as SVG and PNG, each beside the CSV file of what it shows."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import matplotlib as mpl
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from results.figures import averages, bars, lines
+from results.figures.captions import Kind
+from results.figures.data import FigureData, data_csv, figure_data
+from results.figures.style import RC
+from results.store.files import os_errors, refuse_link, write_atomically
+from results.store.folder import RunFolder
+
+_DPI: Final = 160
+_DRAW: Final[dict[Kind, Callable[[FigureData], Figure]]] = {
+    "bits": averages.accuracy,
+    "recovery": averages.recovery,
+    "tasks": bars.tasks,
+    "deviations": lines.deviations,
+    "anchor": lines.anchor,
+    "search": lines.search,
+}
+
+
+def drawn(data: FigureData, fmt: Literal["svg", "png"]) -> bytes:
+    """Return a figure as a file. The same data gives the same bytes wherever matplotlib is the same."""
+    metadata: dict[str, Any] = {"Date": None, "Creator": None} if fmt == "svg" else {"Software": None}
+    with mpl.rc_context():
+        mpl.rcdefaults()  # whatever a matplotlibrc says
+        mpl.rcParams.update(RC)
+        figure = _DRAW[data.kind](data)
+        FigureCanvasAgg(figure)
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format=fmt, dpi=_DPI, metadata=metadata)
+    return buffer.getvalue()
+
+
+def save(folder: RunFolder) -> list[Path]:
+    """Write every figure into the folder's `figures`, as SVG, PNG and CSV; returns the paths.
+
+    Raises
+    ------
+    ResultError
+        where the data can't be used or the folder can't be written.
+    """
+    where = folder.path / "figures"
+    paths = []
+    with os_errors(where, "write figures there"):
+        refuse_link(where)
+        where.mkdir(exist_ok=True)
+        for data in figure_data(folder):
+            files = {"svg": drawn(data, "svg"), "png": drawn(data, "png"), "csv": data_csv(data).encode()}
+            for ending, content in files.items():
+                paths.append(where / f"{data.name}.{ending}")
+                write_atomically(paths[-1], content)
+    return paths

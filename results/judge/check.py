@@ -1,0 +1,242 @@
+"""The regression gate: a run beside a golden run of the same cells."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from tabulate import tabulate
+
+from epmq.result_errors import ResultError
+from results.analysis.outcomes import outcomes
+from results.analysis.stats import (
+    Floats,
+    Outcomes,
+    Ranked,
+    Side,
+    holm,
+    mcnemar_pvalues,
+    paired_counts,
+    score,
+    task_pvalues,
+)
+from results.store.folder import RunFolder
+from results.store.records import Record
+
+RATE = 0.01  # the chance that the gate fails a run that is as good as the golden one
+_FAILURES = ("worse", "missing", "other suite version", "other device", "rehearsal")
+_SIDES: tuple[Side, Side] = ("less", "greater")
+_ROUND_OFF = 1e-12  # objectives below it are round-off of float64, not quantisation error
+
+
+@dataclass(frozen=True)
+class Move:
+    """One quantity of a cell that is not what it was; `verdict` says whether that is a failure."""
+
+    cell: str
+    quantity: str
+    golden: str
+    now: str
+    change: str
+    verdict: str
+
+    @property
+    def failed(self) -> bool:
+        """Whether this is a regression."""
+        return self.verdict in _FAILURES
+
+
+@dataclass(frozen=True)
+class CheckReport:
+    """What moved between a golden run and a run; `cells` names the golden cells.
+
+    `tests` is the size of the family of accuracy tests, `rate` their false-alarm rate together.
+    """
+
+    moves: tuple[Move, ...]
+    cells: tuple[str, ...]
+    tests: int
+    rate: float
+
+    @property
+    def failed(self) -> bool:
+        """Whether any move is a regression."""
+        return any(move.failed for move in self.moves)
+
+    def render(self) -> str:
+        """Return the moves as a table, and one line with the outcome, ending in a line break."""
+        failures = sum(move.failed for move in self.moves)
+        outcome = f"{'FAILED' if self.failed else 'passed'}: {len(self.cells)} golden cells, "
+        outcome += f"{len(self.moves)} moves, {failures} of them regressions; "
+        outcome += f"{self.tests} accuracy tests at a false-alarm rate of {self.rate:.2%} together\n"
+        if not self.moves:
+            return outcome
+        table = tabulate([asdict(move) for move in self.moves], "keys", "simple", disable_numparse=True)
+        return f"{table}\n\n{outcome}"
+
+    def as_json(self) -> dict[str, object]:
+        """Return the report for programs."""
+        moves = [{**asdict(move), "failed": move.failed} for move in self.moves]
+        return {
+            "passed": not self.failed,
+            "cells": list(self.cells),
+            "tests": self.tests,
+            "false_alarm_rate": self.rate,
+            "moves": moves,
+        }
+
+
+@dataclass(frozen=True)
+class _Tested:
+    """One accuracy of a cell before and now, in points, and the p-values that it fell or rose."""
+
+    cell: str
+    quantity: str
+    golden: float
+    now: float
+    worse: float
+    better: float
+
+
+def check(folder: RunFolder, golden: RunFolder, *, rate: float = RATE, rtol: float = 1e-3) -> CheckReport:
+    """Compare every cell of `golden` with the cell of the same key in `folder`.
+
+    A regression is: a rehearsal; another suite, suite version or device class; a cell, task or layer that is
+    missing; accuracy that is worse; a layer objective larger by more than `rtol` relative. Accuracy is worse
+    by McNemar's exact one-sided test, over all samples of a cell together or on one of its tasks (so that a
+    gain elsewhere can't hide a broken task; Spearman tasks by the paired bootstrap). All these tests of all
+    cells are one family under Holm's adjustment: the chance that a run as good as the golden one fails by any
+    of them is at most `rate`. Every other change is listed and does not fail; cells that only `folder` has
+    are not looked at.
+
+    Raises
+    ------
+    ResultError
+        where the golden run is empty or damaged, or correctness can't be used or paired.
+    """
+    if not 0 < rate < 1:
+        raise ResultError(f"false-alarm rate {rate} is out of range; give a number between 0 and 1")
+    if not 0 <= rtol < float("inf"):
+        raise ResultError(f"relative tolerance {rtol} is out of range; give a finite number, 0 or more")
+    expected = golden.records()
+    if golden.problems:
+        raise ResultError(f"{golden.path}: damaged golden run: {golden.problems[0]}; restore it")
+    if not expected:
+        raise ResultError(f"{golden.path}: the golden run holds no records; record one first")
+    cells = tuple(_cell(record) for record in expected)
+    now = folder.records()
+    if foreign := _foreign(folder, now, golden, expected):
+        return CheckReport((foreign,), cells, 0, rate)
+    found = {record.key: record for record in now}
+    moves: list[Move] = []
+    tested: list[_Tested] = []
+    for cell, old in zip(cells, expected, strict=True):
+        new = found.get(old.key)
+        if new is None:
+            moves.append(Move(cell, "record", "present", "missing", "", "missing"))
+            continue
+        lost = sorted(set(old.tasks) - set(new.tasks))
+        moves += [Move(cell, f"accuracy {task}", "present", "missing", "", "missing") for task in lost]
+        tested += _accuracies(cell, outcomes(golden, old.key), outcomes(folder, new.key))
+        moves += _objective_moves(cell, old, new, rtol)
+    moves += _accuracy_moves(tested, rate)
+    order = sorted(moves, key=lambda move: (cells.index(move.cell), move.quantity.startswith("objective")))
+    return CheckReport(tuple(order), cells, len(tested), rate)
+
+
+def _foreign(folder: RunFolder, now: list[Record], golden: RunFolder, expected: list[Record]) -> Move | None:
+    """Return why the two runs can't be compared at all; None where they can."""
+    if folder.manifest.rehearsal:
+        return Move("", "run", "a result", "a rehearsal", "", "rehearsal")
+    suites = [f"{run.manifest.suite} version {run.manifest.suite_version}" for run in (golden, folder)]
+    if suites[0] != suites[1]:
+        return Move("", "suite", suites[0], suites[1], "", "other suite version")
+    devices = [{f"{record.device} {record.dtype}" for record in run} for run in (expected, now)]
+    if now and not devices[0] <= devices[1]:
+        before, after = (", ".join(sorted(names)) for names in devices)
+        return Move("", "device", before, after, "", "other device")
+    return None
+
+
+def _cell(record: Record) -> str:
+    parts = [record.merge, record.method, record.target, f"{record.bits}-bit" if record.bits else None]
+    return f"{' '.join(part for part in parts if part)} ({record.key})"
+
+
+def _accuracies(cell: str, old: Outcomes, new: Outcomes) -> Iterator[_Tested]:
+    tasks = sorted(set(old) & set(new))
+    if not tasks:
+        return
+    before, after = ({task: run[task] for task in tasks} for run in (old, new))
+    counts = paired_counts(after, before)
+    exact = [task for task in tasks if not isinstance(before[task], Ranked)]
+    groups = [("accuracy, all samples", exact), *((f"accuracy {task}", [task]) for task in exact)]
+    pvalues = [cell_pvalues(counts[:, 0], counts[:, 2], side) for side in _SIDES]
+    for (quantity, group), worse, better in zip(groups if exact else [], *pvalues, strict=bool(exact)):
+        scores = [_accuracy(run, group) for run in (before, after)]
+        yield _Tested(cell, quantity, scores[0], scores[1], float(worse), float(better))
+    for task in sorted(set(tasks) - set(exact)):
+        one, other = {task: after[task]}, {task: before[task]}
+        fell, rose = (task_pvalues(one, other, alternative=side)[task] for side in _SIDES)
+        yield _Tested(cell, f"correlation {task}", score(before[task]), score(after[task]), fell, rose)
+
+
+def _accuracy(run: Outcomes, tasks: Sequence[str]) -> float:
+    right = np.concatenate([np.asarray(run[task]) for task in tasks])
+    return float(right.mean())
+
+
+def cell_pvalues(lost: ArrayLike, gained: ArrayLike, side: Side) -> Floats:
+    """Return a cell's p-values (..., 1 + tasks): of all samples together, then of each task.
+
+    `lost` and `gained` (..., tasks) count the samples that only the golden run, or only the run, gets right.
+    "less" is evidence that the run is the worse one.
+    """
+    pairs = [np.asarray(counts) for counts in (gained, lost)]
+    first, second = (np.concatenate([x.sum(axis=-1, keepdims=True), x], axis=-1) for x in pairs)
+    return mcnemar_pvalues(first, second, side)
+
+
+def alarms(pvalues: Floats, rate: float) -> NDArray[np.bool_]:
+    """Return which of a family of p-values (..., tests) raise an alarm at a false-alarm rate together."""
+    return np.asarray(holm(pvalues) <= rate)
+
+
+def _accuracy_moves(tested: list[_Tested], rate: float) -> Iterator[Move]:
+    fallen, risen = ([test.worse for test in tested], [test.better for test in tested])
+    worse, better = (alarms(np.array(pvalues), rate) for pvalues in (fallen, risen))
+    for test, fell, rose in zip(tested, worse, better, strict=True):
+        if test.golden == test.now:
+            continue
+        verdict = "worse" if fell else "better" if rose else "within noise"
+        change = f"{100 * (test.now - test.golden):+.2f} points"
+        golden, now = f"{100 * test.golden:.2f}", f"{100 * test.now:.2f}"
+        yield Move(test.cell, test.quantity, golden, now, change, verdict)
+
+
+def _objective_moves(cell: str, old: Record, new: Record, rtol: float) -> Iterator[Move]:
+    now = {layer.name: layer.objective for layer in new.layers}
+    small = []
+    for layer in old.layers:
+        quantity = f"objective {layer.name}"
+        if layer.name not in now:
+            yield Move(cell, quantity, f"{layer.objective:.6g}", "missing", "", "missing")
+            continue
+        golden, value = layer.objective, now[layer.name]
+        change = value - golden
+        tolerance = rtol * abs(golden) + _ROUND_OFF
+        if abs(change) > tolerance:
+            yield _objective_move(cell, quantity, golden, value, "worse" if change > 0 else "better")
+        elif change:
+            small.append((abs(change) / tolerance, golden, value))
+    if small:
+        _, golden, value = max(small)
+        quantity = f"objective, largest of {len(small)} small moves"
+        yield _objective_move(cell, quantity, golden, value, "within tolerance")
+
+
+def _objective_move(cell: str, quantity: str, golden: float, now: float, verdict: str) -> Move:
+    change = f"{100 * (now - golden) / abs(golden):+.4f} %" if golden else f"{now - golden:+.3g}"
+    return Move(cell, quantity, f"{golden:.6g}", f"{now:.6g}", change, verdict)

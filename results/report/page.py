@@ -1,0 +1,183 @@
+"""One self-contained HTML page of a results folder: tables that sort, figures, claims, provenance, warnings.
+
+Nothing on the page is fetched from anywhere, and its content security policy lets nothing be.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from importlib.resources import files
+from pathlib import Path
+from urllib.parse import quote
+
+from pydantic import JsonValue
+
+from results.analysis.rows import Row, comparison
+from results.figures.data import FigureData, data_csv, figure_data
+from results.figures.files import drawn
+from results.figures.svg import adaptive
+from results.paper.claims import READINGS
+from results.paper.compare import compare
+from results.paper.report_claims import bounds_table, findings_table, headline_table
+from results.store.files import os_errors, write_atomically
+from results.store.folder import RunFolder
+from results.tables.columns import columns
+from results.tables.comparison import for_people, notes
+from results.tables.formats import Table, Text
+from results.tables.page import environment
+from results.tables.provenance import flat
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure as the page holds it: its words, and the image and its data as URLs that fetch nothing."""
+
+    data: FigureData
+    image: str
+    csv: str
+
+
+def page(folder: RunFolder) -> str:
+    """Return the report of a folder as HTML.
+
+    Raises
+    ------
+    ResultError
+        where the records' samples or the folder's `tuning.json` can't be used.
+    """
+    rows = comparison(folder)
+    beside = compare(folder)
+    style, script = (_resource(name) for name in ("report.css", "report.js"))
+    return (
+        environment()
+        .get_template("report.html")
+        .render(
+            manifest=folder.manifest,
+            notes=notes(folder, rows),
+            marks=beside.marks,
+            facts=_facts(folder, rows),
+            glance=_glance(rows),
+            tables=_tables(folder, rows),
+            pictures=[_picture(data) for data in figure_data(folder)],
+            headlines=headline_table(beside),
+            bounds=bounds_table(beside),
+            readings=READINGS,
+            verdicts=[(verdict, findings_table(verdict)) for verdict in beside.verdicts],
+            provenance=[*_provenance(folder)],
+            problems=folder.problems,
+            warnings=_warnings(rows),
+            version=version("epmq"),
+            style=style,
+            script=script,
+            policy=_policy(style, script),
+        )
+        + "\n"
+    )
+
+
+def save(folder: RunFolder, path: Path) -> None:
+    """Write the report to the file `path`."""
+    text = page(folder)
+    with os_errors(path, "write the report there"):
+        write_atomically(path, text.encode())
+
+
+def _resource(name: str) -> str:
+    return (files("results.report") / "templates" / name).read_text("utf-8")
+
+
+def _policy(style: str, script: str) -> str:
+    """Return the content security policy: these very styles and scripts, images in the page, nothing else."""
+
+    def digest(text: str) -> str:
+        return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+
+    return (
+        f"default-src 'none'; style-src 'sha256-{digest(style)}'; script-src 'sha256-{digest(script)}'; "
+        "img-src data:; base-uri 'none'; form-action 'none'"
+    )
+
+
+def _picture(data: FigureData) -> Picture:
+    image = base64.b64encode(adaptive(drawn(data, "svg").decode()).encode()).decode()
+    return Picture(
+        data,
+        f"data:image/svg+xml;base64,{image}",
+        f"data:text/csv;charset=utf-8,{quote(data_csv(data))}",
+    )
+
+
+def _facts(folder: RunFolder, rows: Sequence[Row]) -> list[tuple[str, str]]:
+    records = [record for row in rows for record in row.records]
+    done = sum(bool(row.records) for row in rows)
+    tasks = {task: result.samples for row in rows for task, result in row.tasks.items()}
+    seeds = sorted({record.seed for record in records})
+    machines = sorted({f"{record.device}, {record.dtype}" for record in records})
+    return [
+        ("suite", f"{folder.manifest.suite}, version {folder.manifest.suite_version}"),
+        ("cells", f"{done} of {len(rows)} run, {len(records)} records"),
+        ("tasks", f"{len(tasks)}, {sum(tasks.values()):,} test samples"),
+        ("calibration seeds", ", ".join(map(str, seeds)) or "none"),
+        ("measured on", "; ".join(machines) or "nothing"),
+        ("begun", folder.manifest.created),
+    ]
+
+
+def _glance(rows: Sequence[Row]) -> Table:
+    """Return the best method of every merge and bits."""
+    found = columns(rows, ("quality", "size"), [])
+    wanted = ("merge", "bits", "method", "target", "bits/weight", "average", "recovery", "vs gptq")
+    chosen = [next(column for column in found if column.header == name) for name in wanted]
+    best = [row for row in rows if row.best]
+    cells = [[column.text(row) for column in chosen] for row in best]
+    return Table("The best average of each merge and bits", wanted, cells, words=4, heading=2)
+
+
+def _tables(folder: RunFolder, rows: Sequence[Row]) -> list[tuple[str, str, Table]]:
+    tasks = sorted({task for row in rows for task in row.tasks})
+    captions = {
+        "quality": "Averages over the tasks, in percent; differences in points",
+        "tasks": "Value on each task, in percent",
+        "cost": "MB are 1,000,000 bytes; seconds are means over the seeds, peak memory is their largest",
+    }
+    parts = (
+        ("Quality", "quality", ("quality",)),
+        ("Task by task", "tasks", ("tasks",)),
+        ("Size and cost", "cost", ("size", "cost")),
+    )
+    return [
+        (title, name, replace(for_people(folder, rows, columns(rows, groups, tasks)), caption=captions[name]))
+        for title, name, groups in parts
+    ]
+
+
+def _provenance(folder: RunFolder) -> Iterator[tuple[str, Table]]:
+    manifest = folder.manifest
+    asked: dict[str, JsonValue] = {name: value for name, value in manifest.asked.items() if name != "cells"}
+    parts: dict[str, JsonValue] = {
+        "Asked for": asked,
+        "Revisions": manifest.revisions,
+        "Environment": manifest.environment,
+        "Calibration samples": dict(manifest.calibration.items()),
+    }
+    for title, part in parts.items():
+        rows = [[Text(name), Text(value)] for name, value in flat(part)]
+        if rows:
+            yield title, Table(title, ("what", "value"), rows, words=2)
+
+
+def _warnings(rows: Sequence[Row]) -> Table | None:
+    """Return every warning of the records and their layers once, or None where there are none."""
+    cells = []
+    for row in rows:
+        bits = f"{row.bits} bits" if row.bits else "full precision"
+        cell = " ".join(part for part in (row.merge, row.name, row.target, bits) if part)
+        said = [warning for record in row.records for warning in record.warnings]
+        for record in row.records:
+            said += [f"{layer.name}: {warning}" for layer in record.layers for warning in layer.warnings]
+        cells += [[Text(cell), Text(warning)] for warning in dict.fromkeys(said)]
+    return Table("Warnings of the cells", ("cell", "warning"), cells, words=2) if cells else None

@@ -1,0 +1,1 @@
+"""A folder of results on disk: manifest, records, samples. Knows no statistics."""

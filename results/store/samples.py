@@ -1,0 +1,189 @@
+"""Per-sample outcomes as a file: an npz archive of arrays (samples,) in data set order.
+
+A task of accuracy has the array `TASK` (uint8, 1 where the sample is right), and may have
+`TASK@prediction` (int32, the predicted class). A task of Spearman's rho has `TASK@prediction` and
+`TASK@reference` (float64) instead.
+
+The archive is written entry by entry, because `numpy.savez` takes names as keyword arguments and so can't
+store a task called `file`. `numpy.load(path, allow_pickle=False)` reads it. Reading it here takes no more
+memory than the record's sample counts ask for, whatever the archive declares.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import zipfile
+import zlib
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from epmq.result_errors import ResultError
+from results.store.records import Record, TaskResult
+
+Correct = dict[str, NDArray[np.bool_]]
+Arrays = dict[str, NDArray[np.generic]]
+PREDICTION, REFERENCE = "@prediction", "@reference"
+
+# what numpy writes before one row of booleans, integers or floats; evaluating it as Python would be slower
+_HEADER = re.compile(
+    rb"\{'descr': '(?P<dtype>\|b1|[|<>][iu][1248]|[<>]f[248])', 'fortran_order': (?:True|False), "
+    rb"'shape': \((?P<samples>\d{1,12}),\), \} *\n"
+)
+_TOLERANCE = 1e-9
+
+
+def encode(arrays: Mapping[str, NDArray[np.generic]]) -> bytes:
+    """Return the archive of the arrays (samples,), the same bytes for the same arrays."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name in sorted(arrays):
+            array = arrays[name]
+            stored = array.astype(np.uint8) if array.dtype == np.bool_ else array
+            # an entry made from a name alone is dated 1980, not now
+            with archive.open(f"{name}.npy", "w") as entry:
+                np.lib.format.write_array(entry, stored, allow_pickle=False)
+    return buffer.getvalue()
+
+
+def largest(record: Record) -> int:
+    """Return the size in bytes that no archive of the record exceeds, however badly it is compressed."""
+    per_sample = 1 + 8 + 8  # a boolean, a float64 prediction and a float64 reference
+    return sum(per_sample * task.samples + 10_000 for task in record.tasks.values())
+
+
+def decode(data: bytes, record: Record) -> Arrays:
+    """Return the arrays of an archive, checked against `record`; boolean where they say what is right.
+
+    Raises
+    ------
+    ResultError
+        where the archive is damaged, holds a pickle, or does not agree with the record.
+    """
+    tasks = {name: task for task in record.tasks for name in _names(task)}
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            names = [entry.filename for entry in archive.infolist()]
+            found = [name.removesuffix(".npy") for name in names]
+            if len(set(found)) != len(found) or not set(found) <= set(tasks):
+                raise ResultError(
+                    f"holds arrays {_listed(found)}, its record has tasks {_listed(record.tasks)}"
+                )
+            arrays = {
+                name: _entry(archive, file, record.tasks[tasks[name]].samples)
+                for name, file in zip(found, names, strict=True)
+            }
+    except ResultError:
+        raise
+    # RuntimeError: an entry that asks for a password
+    except (OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
+        reason = "".join(x if x.isprintable() else "?" for x in " ".join(str(error).split()))[:200]
+        raise ResultError(f"cannot be read as per-sample correctness ({reason}); run again") from error
+    correct = {name: array for name, array in arrays.items() if "@" not in name}
+    return checked(record, correct, {name: array for name, array in arrays.items() if "@" in name})
+
+
+def _names(task: str) -> tuple[str, ...]:
+    return task, task + PREDICTION, task + REFERENCE
+
+
+def _listed(names: object) -> str:
+    text = str(sorted(str(name) for name in names))  # type: ignore[attr-defined]
+    return text if len(text) <= 300 else text[:300] + "..."
+
+
+def _entry(archive: zipfile.ZipFile, name: str, samples: int) -> NDArray[np.generic]:
+    """Return one array, after its declared shape and type are seen to be the expected ones."""
+    task = name.removesuffix(".npy")
+    if archive.getinfo(name).compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise ValueError(f"{task} is compressed by another method than deflate")
+    with archive.open(name) as entry:
+        start = entry.read(10)
+        if start[:8] != b"\x93NUMPY\x01\x00":
+            raise ValueError(f"{task} is no array in format 1.0 of numpy")
+        header = _HEADER.fullmatch(entry.read(int.from_bytes(start[8:], "little")))
+        if header is None:  # pickles among them, whose type is |O
+            raise ValueError(f"{task} is not declared as one row of numbers")
+        if int(header["samples"]) != samples:
+            raise ResultError(f"{task} has shape ({int(header['samples'])},), expected ({samples},)")
+        dtype = np.dtype(header["dtype"].decode())
+        array: NDArray[np.generic] = np.frombuffer(entry.read(samples * dtype.itemsize), dtype)
+        if array.size != samples:
+            raise ValueError(f"{task} ends after {array.size} of {samples} samples")
+        if entry.read(1):  # the end is also where the archive's checksum is compared
+            raise ValueError(f"{task} goes on after its {samples} samples")
+        return array
+
+
+def checked(record: Record, correct: Mapping[str, ArrayLike], predictions: Mapping[str, ArrayLike]) -> Arrays:
+    """Return all arrays (samples,) in the types that are stored, after comparing them with `record`.
+
+    `correct` holds one array per task of accuracy; `predictions` holds the arrays named with an @.
+
+    Raises
+    ------
+    ResultError
+        where tasks, sample counts, types or values are not the record's.
+    """
+    ranked = {task for task, result in record.tasks.items() if result.metric == "spearman"}
+    needed = {task + kind for task in ranked for kind in (PREDICTION, REFERENCE)}
+    optional = {task + PREDICTION for task in record.tasks}
+    if set(correct) != set(record.tasks) - ranked:
+        expected = sorted(set(record.tasks) - ranked)
+        raise ResultError(f"holds tasks {_listed(correct)}, its record {expected}")
+    if not needed <= set(predictions) <= needed | optional:
+        raise ResultError(
+            f"holds predictions {_listed(predictions)}, its record asks for {sorted(needed)} "
+            f"and allows TASK{PREDICTION} of its tasks"
+        )
+    arrays: Arrays = {}
+    for name, values in {**correct, **predictions}.items():
+        task, _, kind = name.partition("@")
+        result = record.tasks[task]
+        arrays[name] = _typed(name, np.asarray(values), result, is_correctness=not kind)
+    for task, result in record.tasks.items():
+        value = score(arrays, task, result)
+        if abs(value - result.value) > _TOLERANCE:
+            raise ResultError(f"{task} has {result.metric} {value!r}, its record {result.value!r}")
+    return arrays
+
+
+def _typed(
+    name: str, array: NDArray[np.generic], result: TaskResult, *, is_correctness: bool
+) -> NDArray[np.generic]:
+    if array.shape != (result.samples,):
+        raise ResultError(f"{name} has shape {array.shape}, expected ({result.samples},)")
+    if is_correctness:
+        if array.dtype.kind not in "bui" or not np.isin(array, (0, 1)).all():
+            raise ResultError(f"{name} holds values other than 0 and 1")
+        return array.astype(np.bool_)
+    if result.metric == "spearman":
+        if array.dtype.kind not in "uif" or not np.isfinite(array.astype(np.float64)).all():
+            raise ResultError(f"{name} holds values other than finite numbers")
+        return array.astype(np.float64)
+    if array.dtype.kind not in "ui" or not (np.abs(array.astype(np.float64)) < 2**31).all():
+        raise ResultError(f"{name} holds values other than classes, which are whole numbers of 32 bits")
+    return array.astype(np.int32)
+
+
+def score(arrays: Mapping[str, NDArray[np.generic]], task: str, result: TaskResult) -> float:
+    """Return a task's value from its per-sample arrays: the share of right samples, or Spearman's rho."""
+    if result.metric == "accuracy":
+        return float(arrays[task].astype(np.bool_).mean())
+    return spearman(arrays[task + PREDICTION], arrays[task + REFERENCE])
+
+
+def spearman(prediction: NDArray[np.generic], reference: NDArray[np.generic]) -> float:
+    """Return Spearman's rank correlation (ties share their mean rank) of arrays (samples,).
+
+    Where one of them is constant it is undefined; 0 stands for that, as a prediction that says nothing.
+    """
+    from scipy.stats import (
+        spearmanr,
+    )  # a second to import, which a suite without such tasks need not wait for
+
+    if np.ptp(prediction.astype(np.float64)) == 0 or np.ptp(reference.astype(np.float64)) == 0:
+        return 0.0
+    return float(spearmanr(prediction, reference).statistic)

@@ -1,0 +1,1 @@
+"""Tables of a folder in every format. Knows analysis, not figures."""

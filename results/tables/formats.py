@@ -1,0 +1,138 @@
+"""One table as Markdown, LaTeX or HTML, and rows of fields as CSV or JSON. Names are escaped here only."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from tabulate import tabulate
+
+
+@dataclass(frozen=True)
+class Text:
+    """A cell for people: `strong` in bold, then `text`, then significance stars; sorted by `sort`."""
+
+    text: str
+    strong: str = ""
+    stars: int = 0
+    sort: float | str | None = None
+
+    @property
+    def plain(self) -> str:
+        """The cell without marks."""
+        return self.strong + self.text
+
+    @property
+    def order(self) -> float | str:
+        """What a reader's table sorts this cell by: a number, or the text."""
+        return self.plain if self.sort is None else self.sort
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table for people: its first `words` columns hold words, the others numbers.
+
+    The column `heading` says what its row is about.
+    """
+
+    caption: str
+    headers: Sequence[str]
+    rows: Sequence[Sequence[Text]]
+    words: int
+    heading: int = 0
+    notes: Sequence[str] = field(default=())
+
+    @property
+    def starred(self) -> set[int]:
+        """The columns that hold stars."""
+        return {index for row in self.rows for index, cell in enumerate(row) if cell.stars}
+
+
+def markdown(table: Table) -> str:
+    """Return the table as GitHub's Markdown, its notes above it, ending in a line break."""
+    cells = [[_markdown_cell(cell) for cell in row] for row in table.rows]
+    headers = [escape_markdown(header) for header in table.headers]
+    align = ["left"] * table.words + ["right"] * (len(headers) - table.words)
+    text = tabulate(cells, headers, tablefmt="pipe", disable_numparse=True, colalign=align)
+    return "".join(f"**{escape_markdown(note)}**\n\n" for note in table.notes) + text + "\n"
+
+
+def escape_markdown(name: str) -> str:
+    """Return the text with what Markdown and HTML would read as marks escaped."""
+    return re.sub(r"([\\`*_|<>&~]|\](?=[(\[:]))", r"\\\1", name)
+
+
+def _markdown_cell(cell: Text) -> str:
+    strong = f"**{cell.strong}**" if cell.strong else ""
+    return strong + escape_markdown(cell.text)
+
+
+_LATEX = {
+    "\\": r"\textbackslash{}",
+    "{": r"\{",
+    "}": r"\}",
+    "^": r"\^{}",
+    "~": r"\textasciitilde{}",
+    "±": r"$\pm$",
+    "<": "{<}",
+    ">": "{>}",
+    **{mark: f"\\{mark}" for mark in "&%$#_"},
+}
+_MINUS = re.compile(r"(?<!\w)-(?=\d)")
+
+
+def latex(table: Table) -> str:
+    """Return the table for LaTeX's booktabs, its notes as its first lines, ending in a line break."""
+    lines = [r"\begin{tabular}{" + "l" * table.words + "r" * (len(table.headers) - table.words) + "}"]
+    lines.append(r"\toprule")
+    lines += [
+        rf"\multicolumn{{{len(table.headers)}}}{{l}}{{{escape_latex(note)}}} \\" for note in table.notes
+    ]
+    lines += [_latex_line([Text(header) for header in table.headers]), r"\midrule"]
+    lines += [_latex_line(row) for row in table.rows]
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
+
+
+def escape_latex(name: str) -> str:
+    """Return the text with LaTeX's special characters escaped."""
+    return "".join(_LATEX.get(character, character) for character in name)
+
+
+def _latex_line(row: Sequence[Text]) -> str:
+    line = " & ".join(_latex_cell(cell) for cell in row) + r" \\"
+    return re.sub(r"^( *)([\[*])", r"\1{\2}", line)  # else an argument of the line break before it
+
+
+def _latex_cell(cell: Text) -> str:
+    strong = rf"\textbf{{{escape_latex(cell.strong)}}}" if cell.strong else ""
+    stars = f"$^{{{'*' * cell.stars}}}$" if cell.stars else ""
+    return strong + _MINUS.sub("$-$", escape_latex(cell.text)) + stars
+
+
+def html(table: Table) -> str:
+    """Return the table as one HTML element of ASCII characters, ending in a line break."""
+    from results.tables.page import environment  # jinja2, which the other formats need not wait for
+
+    text = environment().get_template("table.html").module.table(table)  # type: ignore[attr-defined]
+    return str(text).encode("ascii", "xmlcharrefreplace").decode() + "\n"
+
+
+def csv_text(names: Sequence[str], rows: Sequence[Mapping[str, object]]) -> str:
+    """Return the rows as CSV with a heading; None is an empty cell."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, names, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def json_text(value: object) -> str:
+    """Return the value as indented JSON, ending in a line break."""
+    return json.dumps(value, indent=2, allow_nan=False) + "\n"
+
+
+FOR_PEOPLE: dict[str, Callable[[Table], str]] = {"md": markdown, "latex": latex, "html": html}

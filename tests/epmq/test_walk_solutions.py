@@ -1,0 +1,304 @@
+"""What a whole walk leaves behind: identities with known methods, and nothing touched that it was lent."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import re
+import weakref
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import baselines
+from epmq.calibration import Calibration
+from epmq.errors import UserError
+from epmq.layer.problem import LayerProblem
+from epmq.layer.spec import QuantSpec
+from epmq.layer.weight import QuantizedWeight
+from epmq.merge import merge
+from epmq.models.tower import Tower
+from epmq.walk import LayerReport, Solver, centre, walk
+from tests.fixtures.tiny_suite import TinyVisual
+
+SPEC = QuantSpec(bits=3)
+
+
+def gptq(problem: LayerProblem) -> QuantizedWeight:
+    return baselines.get("gptq")(problem, SPEC)
+
+
+def walked(
+    made: TinyVisual, calibration: Calibration, solve: Solver = gptq, **options: Any
+) -> tuple[Tower, list[LayerReport]]:
+    """A walked copy of the tower and its reports."""
+    tower = copy.deepcopy(made.tower)
+    experts = options.pop("experts", made.experts)
+    return tower, list(walk(tower, experts, made.inputs, calibration, solve, **options))
+
+
+def weights(tower: Tower) -> dict[str, Tensor]:
+    return dict(tower.named_parameters())
+
+
+def equal(one: Tower, other: Tower) -> bool:
+    return all(torch.equal(x, weights(other)[name]) for name, x in weights(one).items())
+
+
+def farthest(one: Tower, other: Tower) -> float:
+    return max(float((x - weights(other)[name]).abs().max()) for name, x in weights(one).items())
+
+
+@pytest.mark.parametrize("source", ["merged", "quantised", "expert"])
+def test_not_rounding_the_merged_target_changes_nothing(tiny_visual: TinyVisual, source: Any) -> None:
+    tower, reports = walked(tiny_visual, Calibration("merged", source=source), centre)
+    assert equal(tower, tiny_visual.tower)
+    assert [r.objective for r in reports] == [0.0] * 8
+    assert [r.quantisation_deviation for r in reports] == [0.0] * 8
+    assert all(r.packed_bits is None for r in reports)
+    images = tiny_visual.inputs["fruit"]
+    with torch.no_grad():
+        assert torch.equal(tower(images), tiny_visual.tower(images))
+
+
+def test_not_rounding_but_recalibrating_the_merged_target_changes_next_to_nothing(
+    tiny_visual: TinyVisual,
+) -> None:
+    tower, _ = walked(tiny_visual, Calibration("merged", recalibrate="bias"), centre)
+    assert farthest(tower, tiny_visual.tower) < 1e-6
+
+
+@pytest.mark.parametrize("strength", [0.01, 0.3])
+@pytest.mark.parametrize(("source", "mixing"), [("quantised", 0.0), ("merged", 0.0), ("merged", 1.0)])
+def test_experts_that_equal_the_merged_model_make_epmq_gptq(
+    tiny_visual: TinyVisual, strength: float, source: Any, mixing: float
+) -> None:
+    same = dict.fromkeys(tiny_visual.experts, tiny_visual.checkpoint())
+    ours = Calibration("expert", source=source, mixing=mixing, anchor=strength)
+    epmq, reports = walked(tiny_visual, ours, experts=same)
+    plain, expected = walked(tiny_visual, Calibration("merged", source=source, damping=strength))
+    assert equal(epmq, plain)
+    assert not equal(epmq, tiny_visual.tower)
+    for one, other in zip(reports, expected, strict=True):
+        assert one.objective == pytest.approx(other.objective, rel=1e-6)
+        assert one.merging_deviation == pytest.approx(0.0, abs=1e-9)
+
+
+def test_an_enormous_anchor_makes_epmq_the_merged_model_rounded(tiny_visual: TinyVisual) -> None:
+    tower, _ = walked(tiny_visual, Calibration("expert", anchor=1e12))
+    nearest, _ = walked(tiny_visual, Calibration("merged"), lambda p: baselines.get("rtn")(p, SPEC))
+    assert equal(tower, nearest)
+
+
+@torch.no_grad()
+def naive_regmean(made: TinyVisual, off_diagonal: float) -> Tower:
+    """RegMean as FusionBench computes it on CLIP: all Grams from whole experts, then one solve a layer.
+
+    W^T = (sum_t G_t)^-1 sum_t G_t W_t^T, G_t = mean over tokens of x x^T under expert t on task t, its
+    off-diagonal entries times ``off_diagonal``; every other parameter is the experts' mean.
+    """
+    tower = copy.deepcopy(made.tower)
+    tower.load_all(merge("simple-average", made.checkpoint(), list(made.experts.values())))
+    layers = {n: m for n, m in tower.named_modules() if isinstance(m, torch.nn.Linear)}
+    left = {n: torch.zeros(m.in_features, m.in_features).double() for n, m in layers.items()}
+    right = {n: torch.zeros(m.in_features, m.out_features).double() for n, m in layers.items()}
+
+    def watch(name: str) -> Any:
+        def hook(module: Any, args: tuple[Tensor, ...]) -> None:
+            x = args[0].flatten(0, 1).double()
+            gram = x.T @ x / len(x)
+            gram = off_diagonal * gram + (1 - off_diagonal) * torch.diag(gram.diagonal())
+            left[name] += gram
+            right[name] += gram @ module.weight.double().T
+
+        return hook
+
+    for task, checkpoint in made.experts.items():
+        expert = copy.deepcopy(made.tower).load_all(checkpoint)
+        for name in layers:
+            expert.get_submodule(name).register_forward_pre_hook(watch(name))
+        expert(made.inputs[task])
+    for name, layer in layers.items():
+        layer.weight.copy_(torch.linalg.solve(left[name], right[name]).T)
+    return tower
+
+
+@pytest.mark.parametrize("off_diagonal", [0.95, 0.5])
+def test_regmean_through_the_walk_is_naive_regmean(tiny_visual: TinyVisual, off_diagonal: float) -> None:
+    tower = copy.deepcopy(tiny_visual.tower)
+    tower.load_all(merge("simple-average", tiny_visual.checkpoint(), list(tiny_visual.experts.values())))
+    regmean = Calibration("expert", source="expert", anchor=0.0, off_diagonal=off_diagonal)
+    reports = list(walk(tower, tiny_visual.experts, tiny_visual.inputs, regmean, centre))
+    assert not any(r.warnings for r in reports)
+    assert farthest(tower, naive_regmean(tiny_visual, off_diagonal)) < 1e-4
+
+
+@pytest.mark.parametrize("axes", [{"mixing": 0.5}, {"source": "expert"}, {"source": "merged"}], ids=str)
+def test_batch_size_changes_nothing_beyond_float32(tiny_visual: TinyVisual, axes: dict[str, Any]) -> None:
+    calibration = Calibration("expert", recalibrate="bias", **axes)
+    whole, _ = walked(tiny_visual, calibration, centre, batch_size=1000)
+    for size in (1, 7):
+        tower, _ = walked(tiny_visual, calibration, centre, batch_size=size)
+        assert farthest(tower, tiny_visual.tower) > 0
+        assert farthest(tower, whole) < 1e-4
+
+
+def test_two_walks_are_identical(tiny_visual: TinyVisual) -> None:
+    calibration = Calibration("expert", mixing=0.5, recalibrate="bias")
+    (one, first), (other, second) = (walked(tiny_visual, calibration) for _ in range(2))
+    assert equal(one, other)
+    assert [(r.name, r.objective) for r in first] == [(r.name, r.objective) for r in second]
+
+
+class Counting(Mapping[str, Tensor]):
+    """A checkpoint that hands out fresh tensors and knows which are alive, and what was asked for."""
+
+    def __init__(self, tensors: Mapping[str, Tensor], log: list[str], alive: weakref.WeakSet[Tensor]) -> None:
+        self.tensors, self.log, self.alive = tensors, log, alive
+
+    def __getitem__(self, name: str) -> Tensor:
+        assert not self.alive, "a tensor was asked for while another one was still held"
+        self.log.append(name)
+        tensor = self.tensors[name].clone()
+        self.alive.add(tensor)
+        return tensor
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.tensors)
+
+    def __len__(self) -> int:
+        return len(self.tensors)
+
+
+@pytest.mark.parametrize(
+    "axes", [{}, {"mixing": 1.0}, {"source": "expert"}, {"source": "merged", "mixing": 0.5}], ids=str
+)
+def test_experts_are_read_block_by_block(tiny_visual: TinyVisual, axes: dict[str, Any]) -> None:
+    log: list[str] = []
+    alive: weakref.WeakSet[Tensor] = weakref.WeakSet()
+    experts = {task: Counting(e, log, alive) for task, e in tiny_visual.experts.items()}
+    blocks = []
+    gc.disable()
+    try:
+        for report in walk(
+            tiny_visual.tower, experts, tiny_visual.inputs, Calibration("expert", **axes), gptq
+        ):
+            block = report.name.split(".")[1]
+            asked = {m[1] if (m := re.search(r"resblocks\.(\d+)", name)) else "stem" for name in log}
+            allowed = {block, str(int(block) - 1)} if block != "0" else {"0", "stem"}
+            assert asked <= allowed, "the walk reads ahead"
+            blocks.append(block)
+            log.clear()
+    finally:
+        gc.enable()
+    assert blocks == ["0"] * 4 + ["1"] * 4
+    assert not log, "nothing is left to do after the last layer"
+
+
+def test_experts_and_inputs_are_not_changed(tiny_visual: TinyVisual) -> None:
+    before = copy.deepcopy((tiny_visual.experts, tiny_visual.inputs))
+    walked(tiny_visual, Calibration("expert", mixing=0.5, recalibrate="bias"))
+    for old, new in zip(before, (tiny_visual.experts, tiny_visual.inputs), strict=True):
+        torch.testing.assert_close(new, old, rtol=0, atol=0)
+
+
+@pytest.mark.keeps_rng
+def test_no_global_state_is_changed(tiny_visual: TinyVisual) -> None:
+    def state() -> tuple[object, ...]:
+        default, threads = torch.get_default_dtype(), torch.get_num_threads()
+        return default, threads, torch.is_grad_enabled(), torch.are_deterministic_algorithms_enabled()
+
+    before = state()
+    for _ in walk(tiny_visual.tower, tiny_visual.experts, tiny_visual.inputs, Calibration("expert"), gptq):
+        assert state() == before, "between two layers the caller's state is its own"
+    assert state() == before
+    assert not any(p.requires_grad for p in tiny_visual.tower.parameters())
+
+
+def test_every_layer_is_reported_once_in_forward_order(tiny_visual: TinyVisual) -> None:
+    tower, reports = walked(tiny_visual, Calibration("expert"))
+    shapes = [
+        (f"blocks.{i}.{path}", *weights(tower)[f"blocks.{i}.{path}.weight"].shape)
+        for i in range(2)
+        for path in ("attn.in_proj", "attn.out_proj", "mlp.c_fc", "mlp.c_proj")
+    ]
+    assert [(r.name, r.rows, r.columns) for r in reports] == shapes
+    for report in reports:
+        stored = report.rows * report.columns * 3 + report.rows * (16 + 3)
+        assert report.packed_bits == stored
+        assert report.calibrate_seconds > 0
+        assert report.solve_seconds > 0
+
+
+def test_dead_inputs_are_reported_and_keep_the_merged_weight(tiny_visual: TinyVisual) -> None:
+    tower = tiny_visual.tower
+    with torch.no_grad():
+        norms = [n for n, _ in tower.named_parameters() if n.startswith("blocks.0.ln_1")]
+        for name in norms:
+            tower.get_parameter(name)[3] = 0.0
+    before = weights(tower)["blocks.0.attn.in_proj.weight"].clone()
+    experts = dict.fromkeys(tiny_visual.experts, tiny_visual.experts["fruit"])
+    no_anchor = Calibration("expert", source="merged", anchor=0.0)
+    tower, reports = walked(tiny_visual, no_anchor, centre, experts=experts)
+    assert "1 dead input columns" in reports[0].warnings
+    torch.testing.assert_close(weights(tower)["blocks.0.attn.in_proj.weight"][:, 3], before[:, 3])
+
+
+def test_all_zero_inputs_leave_weights_and_biases_finite(tiny_visual: TinyVisual) -> None:
+    with torch.no_grad():
+        for name, parameter in tiny_visual.tower.named_parameters():
+            if name.startswith("blocks.0.ln_1"):
+                parameter.zero_()
+    calibration = Calibration("expert", task_weight="frobenius", recalibrate="bias")
+    tower, reports = walked(tiny_visual, calibration)
+    assert "16 dead input columns" in reports[0].warnings
+    assert all(bool(torch.isfinite(x).all()) for x in weights(tower).values())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"experts": ["fruit"]}, r"experts are of tasks \['fruit'\], calibration inputs of"),
+        ({"experts": ["birds", "fruit"]}, "they must agree"),
+        ({"empty": "birds"}, "task 'birds' has no calibration sample"),
+        (
+            {"layers": "blocks.9.*"},
+            r"layers 'blocks.9.\*' matches no layer; the first is 'blocks.0.attn.in_proj'",
+        ),
+    ],
+)
+def test_bad_input_is_refused_before_the_model_is_touched(
+    tiny_visual: TinyVisual, change: dict[str, Any], message: str
+) -> None:
+    experts = {task: tiny_visual.experts[task] for task in change.get("experts", tiny_visual.experts)}
+    inputs = {t: x[:0] if t == change.get("empty") else x for t, x in tiny_visual.inputs.items()}
+    calibration = Calibration("expert", layers=change.get("layers", "*"))
+    before = copy.deepcopy(tiny_visual.tower)
+    with pytest.raises(UserError, match=message):
+        next(walk(tiny_visual.tower, experts, inputs, calibration, gptq))
+    assert equal(tiny_visual.tower, before)
+
+
+@pytest.mark.parametrize(
+    "axes",
+    [
+        {"target": "experts"},
+        {"source": "merge"},
+        {"mixing": 1.5},
+        {"mixing": float("nan")},
+        {"off_diagonal": -0.1},
+        {"anchor": -1.0},
+        {"anchor": float("inf")},
+        {"damping": float("nan")},
+        {"anchor_scale": "mean"},
+        {"task_weight": "norm"},
+        {"recalibrate": "all"},
+    ],
+    ids=str,
+)
+def test_axes_out_of_range_are_refused(axes: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=f"{next(iter(axes))}.*(out of range|unknown)"):
+        Calibration(**axes)

@@ -1,0 +1,291 @@
+"""A request becomes exactly the cells it names; a cell's key is a hash of all that can change its numbers."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import asdict, fields, replace
+from typing import Any
+
+import pytest
+
+import baselines
+from baselines import registry
+from baselines.recipes import FAMILIAR
+from baselines.registry import Baseline
+from benchmarks.run.cells import CONTROLS, Cell, Request, expand
+from epmq.calibration import Calibration
+from epmq.errors import UserError
+from epmq.layer.spec import QuantSpec
+
+CONTEXT = {"suite": "tiny", "version": 1, "revisions": {"base": "abc"}, "device": "cpu", "dtype": "float32"}
+OTHER_AXES: dict[str, Any] = {
+    "source": "merged",
+    "mixing": 0.123,
+    "anchor": 0.123,
+    "anchor_scale": "absolute",
+    "task_weight": "frobenius",
+    "damping": 0.123,
+    "off_diagonal": 0.123,
+    "recalibrate": "bias",
+    "layers": "*.mlp.*",
+}
+OTHER_SPECS: dict[str, Any] = {
+    "group_size": 16,
+    "symmetric": True,
+    "act_order": True,
+    "block_size": 64,
+    "fit_scales_on": "merged",
+    "scale_dtype": "float32",
+}
+
+
+def request(**changes: Any) -> Request:
+    asked: dict[str, Any] = {
+        "merge": ["ties"],
+        "method": ["gptq"],
+        "target": ["merged"],
+        "bits": [4],
+        "controls": [],
+        "samples": 8,
+    }
+    return Request(**asked | changes)
+
+
+def names(cells: list[Cell]) -> list[str]:
+    return [cell.method for cell in cells]
+
+
+def key(cell: Cell) -> str:
+    return cell.key(CONTEXT)
+
+
+def test_the_cross_product_and_its_controls() -> None:
+    cells = expand(
+        request(
+            merge=["task-arithmetic", "ties"],
+            method=["rtn", "gptq", "awq"],
+            target=["merged", "expert"],
+            bits=[4, 3],
+            controls=list(CONTROLS),
+        )
+    )
+    methods = Counter((c.merge, c.method, c.target, c.bits) for c in cells if c.kind == "method")
+    roundings = {"rtn": "epmq-rtn", "gptq": "epmq", "awq": "epmq-awq"}
+    assert methods == Counter(
+        (merge, name, target, bits)
+        for merge in ("task-arithmetic", "ties")
+        for bits in (4, 3)
+        for rounding, guided in roundings.items()
+        for name, target in ((rounding, "merged"), (guided, "expert"))
+    )
+    controls = Counter((c.merge, c.method, c.bits) for c in cells if c.kind == "control")
+    per_merge: list[tuple[str, int | None]] = [
+        ("merged", None),
+        ("epmq-fp", None),
+        ("epmq-features-fp", None),
+    ]
+    per_merge += [("featcal-gptq", 4), ("featcal-gptq", 3)]
+    assert controls == Counter(
+        [(None, "zero-shot", None), (None, "experts", None), ("regmean", "regmean", None)]
+        + [("regmean", "regmean-gptq", bits) for bits in (4, 3)]
+        + [(merge, name, bits) for merge in ("task-arithmetic", "ties") for name, bits in per_merge]
+    )
+    assert len({key(cell) for cell in cells}) == len(cells)
+
+
+def test_controls_come_first_in_a_fixed_order() -> None:
+    asked = ["merged", "experts", "zero-shot"]
+    assert names(expand(request(controls=asked))) == ["zero-shot", "experts", "merged", "gptq"]
+
+
+@pytest.mark.parametrize(
+    ("method", "target", "expected"),
+    [
+        (["gptq"], ["expert"], ["epmq"]),
+        (["gptq", "epmq"], ["expert"], ["epmq"]),
+        (["epmq"], ["merged"], ["epmq"]),
+        (["rtn"], ["expert", "merged"], ["epmq-rtn", "rtn"]),
+        (["epmq-rtn", "rtn", "rtn"], ["expert"], ["epmq-rtn"]),
+        (["gptq", "gptq"], ["merged", "merged"], ["gptq"]),
+    ],
+)
+def test_a_cell_has_one_name(method: list[str], target: Any, expected: list[str]) -> None:
+    assert sorted(names(expand(request(method=method, target=target)))) == sorted(expected)
+
+
+def test_no_cell_is_there_twice() -> None:
+    everything = request(
+        merge=["ties", "ties"],
+        method=["*", "epmq*", "gptq"],
+        target=["merged", "expert"],
+        bits=[4, 4],
+        controls=[*CONTROLS, "merged"],
+    )
+    keyed = {key(cell): cell for cell in expand(everything)}
+    described = [str({**asdict(cell), "method": ""}) for cell in keyed.values() if cell.calibration]
+    assert len(described) == len(set(described)), "two cells differ in nothing but their name"
+
+
+def test_patterns_find_roundings_and_familiar_names() -> None:
+    assert set(names(expand(request(method=["epmq*"])))) == set(FAMILIAR)
+    assert names(expand(request(method=["g?tq"]))) == ["gptq"]
+
+
+def third_party(name: str) -> Baseline:
+    return Baseline(name, baselines.get("rtn").rounding, "none", "somebody's", "elsewhere")
+
+
+def test_a_new_rounding_has_a_guided_name_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(registry._REGISTRY, "mine", third_party("mine"))
+    (cell,) = expand(request(method=["epmq-mine"]))
+    assert (cell.method, cell.rounding, cell.target) == ("epmq-mine", "mine", "expert")
+    assert expand(request(method=["mine"], target=["expert"])) == [cell]
+
+
+def test_a_rounding_cannot_take_a_familiar_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(registry._REGISTRY, "features", third_party("features"))
+    with pytest.raises(UserError, match="would be 'epmq-features', which is taken; rename it"):
+        expand(request(method=["features"], target=["expert"]))
+
+
+def test_every_axis_is_in_the_record() -> None:
+    every = {f.name for part in (Calibration, QuantSpec) for f in fields(part)} | {"samples"}
+    (cell,) = expand(request(method=["epmq-features"]))
+    assert cell.axes.keys() == every
+    assert FAMILIAR["epmq-features"].defaults.items() <= cell.axes.items()
+    featcal = expand(request(controls=["featcal-gptq"]))[0]
+    assert featcal.axes.keys() == every | {f"then.{f.name}" for f in fields(Calibration)}
+
+
+@pytest.mark.parametrize("name", [f.name for f in fields(Calibration) if f.name != "target"])
+def test_the_key_changes_with_every_axis_of_calibration(name: str) -> None:
+    changed = {name: OTHER_AXES[name]}
+    method = "gptq" if name == "damping" else "epmq-features"
+    (before,), (after,) = (
+        expand(request(method=[method])),
+        expand(request(method=[method], calibration=changed)),
+    )
+    assert getattr(after.calibration, name) == OTHER_AXES[name]
+    assert key(before) != key(after)
+
+
+@pytest.mark.parametrize("name", [f.name for f in fields(QuantSpec) if f.name != "bits"])
+def test_the_key_changes_with_every_axis_of_the_grid(name: str) -> None:
+    (before,), (after,) = expand(request()), expand(request(spec={name: OTHER_SPECS[name]}))
+    assert getattr(after.spec, name) == OTHER_SPECS[name]
+    assert key(before) != key(after)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"seeds": [1]},
+        {"samples": 9},
+        {"bits": [3]},
+        {"merge": ["task-arithmetic"]},
+        {"method": ["rtn"]},
+        {"target": ["expert"]},
+        {"merge_options": {"scale": 0.4}},
+        {"merge_options": {"keep": 0.4}},
+    ],
+    ids=str,
+)
+def test_the_key_changes_with_what_is_asked(change: dict[str, Any]) -> None:
+    (before,), (after,) = expand(request()), expand(request(**change))
+    assert key(before) != key(after)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"version": 2}, {"revisions": {"base": "abd"}}, {"device": "cuda"}, {"dtype": "bfloat16"}],
+    ids=str,
+)
+def test_the_key_changes_with_the_context(change: dict[str, Any]) -> None:
+    (cell,) = expand(request())
+    assert cell.key(CONTEXT) != cell.key({**CONTEXT, **change})
+
+
+def test_the_key_does_not_change_with_the_company_of_a_cell() -> None:
+    (alone,) = expand(request())
+    company = expand(request(method=["awq", "gptq"], target=["expert", "merged"], controls=["experts"]))
+    assert key(alone) in {key(cell) for cell in company}
+
+
+@pytest.mark.parametrize(
+    ("method", "axes"),
+    [("gptq", {"anchor": 0.5, "mixing": 0.5, "anchor_scale": "absolute"}), ("epmq", {"damping": 0.5})],
+)
+def test_an_axis_that_a_target_does_not_read_gives_no_second_key(method: str, axes: dict[str, Any]) -> None:
+    (plain,) = expand(request(method=[method]))
+    both = expand(request(method=["gptq", "epmq", "epmq-features"], calibration=axes))
+    assert key(plain) in {key(cell) for cell in both}
+
+
+def test_a_familiar_name_keeps_what_makes_it_that_method() -> None:
+    axes = {"mixing": 0.5, "anchor": 0.5}
+    cells = {c.method: c for c in expand(request(method=["epmq*"], calibration=axes))}
+    found = {n: (c.calibration.mixing, c.calibration.anchor) for n, c in cells.items() if c.calibration}
+    assert found["epmq"] == (0.0, 0.5)
+    assert found["epmq-no-anchor"] == (0.0, 0.0)
+    assert found["epmq-features"] == (0.5, 0.5)
+    assert found["epmq-features-no-anchor"] == (0.5, 0.0)
+
+
+def test_regmean_stays_regmean_whatever_the_axes() -> None:
+    plain = expand(request(controls=["regmean"]))[0]
+    axes = {k: v for k, v in OTHER_AXES.items() if k != "layers"}
+    company = ["gptq", "epmq-features"]  # methods that take the axes
+    changed = expand(request(method=company, controls=["regmean"], calibration=axes))[0]
+    assert plain == changed
+    assert plain.calibration == Calibration(
+        "expert", source="expert", mixing=0.0, anchor=0.0, off_diagonal=0.95
+    )
+
+
+@pytest.mark.parametrize("control", ["featcal-gptq", "regmean-gptq"])
+def test_the_second_step_of_a_control_is_the_plain_gptq_that_was_asked_for(control: str) -> None:
+    axes = {"damping": 0.05, "layers": "*.mlp.*", "task_weight": "frobenius"}
+    two_steps, plain = expand(request(controls=[control], calibration=axes))
+    assert two_steps.calibration is not None
+    assert two_steps.calibration.layers == "*.mlp.*"
+    assert two_steps.then == plain.calibration
+    assert (two_steps.rounding, two_steps.spec) == ("gptq", plain.spec)
+
+
+def test_merge_options_are_those_of_the_merge() -> None:
+    cells = expand(request(merge=["simple-average", "task-arithmetic", "ties"], merge_options={"scale": 0.5}))
+    assert [c.merge_options for c in cells] == [{}, {"scale": 0.5}, {"scale": 0.5, "keep": 0.2}]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"merge": ["tie"]}, "merge 'tie' is unknown; did you mean 'ties'"),
+        ({"method": ["gtpq"]}, "method 'gtpq' is unknown; did you mean 'gptq'"),
+        ({"method": ["epmq-feature"]}, "did you mean 'epmq-features'"),
+        ({"target": ["experts"]}, "target 'experts' is unknown; did you mean 'expert'"),
+        ({"controls": ["expert"]}, "control 'expert' is unknown; did you mean 'experts'"),
+        ({"bits": [1]}, "bits 1 is out of range; give 2 to 8"),
+        ({"bits": [4, 9]}, "bits 9 is out of range; give 2 to 8"),
+        ({"seeds": [-1]}, "seed -1 is negative"),
+        ({"spec": {"group_size": 0}}, "group size 0 is not positive"),
+        ({"spec": {"scale_dtype": "float"}}, "scale_dtype 'float' is unknown; did you mean 'float"),
+        ({"calibration": {"source": "merge"}}, "source 'merge' is unknown; did you mean 'merged'"),
+        ({"calibration": {"damping": -1.0}}, "damping -1.0 is out of range"),
+        ({"merge_options": {"keep": 0.0}}, r"keep 0.0 is out of range; give a share in \(0, 1\]"),
+        ({"merge_options": {"scale": float("nan")}}, "ties: scale nan is not a finite number"),
+        ({"merge": ["task-arithmetic"], "merge_options": {"keep": 0.1}}, "keep 0.1 changes no cell"),
+        ({"calibration": {"anchor": 0.1}}, "anchor 0.1 changes no cell that is asked for; leave it out"),
+        ({"method": ["epmq"], "calibration": {"mixing": 0.5}}, "mixing 0.5 changes no cell"),
+        ({"merge": []}, "nothing is asked for"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_asked_is_refused(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        expand(request(**change))
+
+
+def test_cells_are_values() -> None:
+    (cell,) = expand(request())
+    assert replace(cell) == cell

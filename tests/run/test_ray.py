@@ -1,0 +1,57 @@
+"""A Ray cluster's workers compute what one process computes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.run.cells import Request
+from benchmarks.run.executors import executor
+from benchmarks.run.runner import run
+from epmq.errors import UserError
+from results.store.records import Record
+from tests.fixtures.tiny_suite import TinySuite
+
+ASKED = Request(
+    merge=["task-arithmetic"],
+    method=["rtn", "gptq", "epmq"],
+    target=["merged"],
+    bits=[4],
+    controls=["zero-shot", "experts", "merged"],
+    samples=8,
+)
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """Two workers' worth of CPUs on this machine."""
+    ray = pytest.importorskip("ray")
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, configure_logging=False)
+    yield ray
+    ray.shutdown()
+
+
+def untimed(record: Record) -> Record:
+    return record.model_copy(update={"seconds": {}, "peak_memory_bytes": 0, "record_sha256": None})
+
+
+@pytest.mark.timeout(400)  # two workers import torch at once
+@pytest.mark.filterwarnings("default")  # what Ray leaves open is not ours to fail on
+def test_workers_give_the_records_of_one_process(tiny: TinySuite, tmp_path: Path, cluster: Any) -> None:
+    alone = run(tiny.suite, ASKED, tmp_path / "alone", {})
+    shared = run(tiny.suite, ASKED, tmp_path / "shared", {}, execute=executor("ray"))
+    assert shared.records()[0].method == "experts", "the others' normalised accuracy needs it"
+    one, other = ({r.key: untimed(r) for r in folder.records()} for folder in (alone, shared))
+    assert one == other
+    for key in one:
+        files = [folder.path / "samples" / f"{key}.npz" for folder in (alone, shared)]
+        assert files[0].read_bytes() == files[1].read_bytes()
+    assert cluster.is_initialized(), "a cluster that was there before stays"
+
+
+def test_an_unknown_executor_is_refused() -> None:
+    with pytest.raises(UserError, match="executor 'slurm' is unknown"):
+        executor("slurm")

@@ -1,0 +1,181 @@
+"""The suites that come with the package, and what the loader does with a suite file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.run.cells import CONTROLS, Request, expand
+from benchmarks.suites import load as suites
+from benchmarks.suites.load import ClipSuite
+from epmq.errors import UserError
+
+BASES = {"b32": "openai/clip-vit-base-patch32", "l14": "openai/clip-vit-large-patch14"}
+TASKS_8 = ["sun397", "stanford-cars", "resisc45", "eurosat", "svhn", "gtsrb", "mnist", "dtd"]
+TASKS_20 = [
+    *TASKS_8,
+    *("oxford_flowers102", "pcam", "fer2013", "oxford-iiit-pet", "stl10", "cifar100"),
+    *("cifar10", "food101", "fashion_mnist", "emnist_letters", "kmnist", "rendered-sst2"),
+]
+CLIP = {
+    f"clip-vit-{size}-{len(tasks)}": (base, tasks)
+    for size, base in BASES.items()
+    for tasks in (TASKS_8, TASKS_20)
+}
+
+
+def variant(path: Path, change: dict[str, Any]) -> Path:
+    """A changed copy of a bundled suite file."""
+    described = json.loads((suites.FOLDER / "micro-clip-8.json").read_text("utf-8"))
+    path.write_text(json.dumps({**described, **change}))
+    return path
+
+
+def edited(suite: ClipSuite, edit: Callable[[dict[str, Any]], object]) -> ClipSuite:
+    described = suite.model_dump()
+    edit(described)
+    return ClipSuite.model_validate(described)
+
+
+def test_the_clip_suites_are_bundled() -> None:
+    assert set(CLIP) < set(suites.names())
+
+
+@pytest.mark.parametrize("name", CLIP)
+def test_a_clip_suite_has_its_tasks_in_order_and_an_expert_of_its_own_base_for_each(name: str) -> None:
+    suite, (base, tasks) = suites.load(name), CLIP[name]
+    assert suite.name == name
+    assert suite.base == base
+    assert [task.task for task in suite.tasks] == tasks
+    pattern = f"tanganke/{base.removeprefix('openai/')}_"
+    assert [task.expert for task in suite.tasks] == [pattern + task for task in tasks]
+
+
+@pytest.mark.parametrize("name", CLIP)
+def test_a_clip_suite_is_read_by_transformers_with_the_slow_processor(name: str) -> None:
+    suite = suites.load_clip(name)
+    assert (suite.library, suite.image_processor, suite.rehearsal) == ("transformers", "slow", False)
+
+
+@pytest.mark.parametrize("name", CLIP)
+def test_the_default_comparison_is_the_papers_with_every_control_and_ablation(name: str) -> None:
+    options = suites.options(suites.load(name), "default")
+    assert options["merge"] == ["task-arithmetic", "ties"]
+    assert options["bits"] == [4, 3]
+    assert options["samples"] == 256
+    assert set(options["controls"]) == set(CONTROLS)
+    assert {"rtn", "gptq", "awq", "epmq", "epmq-rtn", "epmq-awq", "epmq-features"} <= set(options["method"])
+    assert {"epmq-no-anchor", "epmq-features-no-anchor"} <= set(options["method"])
+    assert len(expand(Request(**options))) == 51
+
+
+@pytest.mark.parametrize("name", CLIP)
+def test_the_regression_comparison_is_a_part_of_the_default_one(name: str) -> None:
+    suite = suites.load(name)
+    default, small = (
+        expand(Request(**suites.options(suite, comparison))) for comparison in ("default", "regression")
+    )
+    assert len(small) == 7
+    assert {cell.key({}) for cell in small} < {cell.key({}) for cell in default}
+
+
+def test_suites_of_other_sizes_share_their_tasks() -> None:
+    tasks = {
+        name: {t.task: t.model_dump(exclude={"expert"}) for t in suites.load(name).tasks} for name in CLIP
+    }
+    assert tasks["clip-vit-b32-20"] == tasks["clip-vit-l14-20"]
+    assert tasks["clip-vit-b32-8"].items() <= tasks["clip-vit-l14-20"].items()
+
+
+def test_a_used_task_takes_the_suites_own_fields(tmp_path: Path) -> None:
+    own = {"use": "pcam", "expert": "someone/expert", "templates": ["{c}"]}
+    file = variant(tmp_path / "suite.json", {"tasks": [own]})
+    task = suites.load_clip(str(file)).tasks[0]
+    assert (task.task, task.expert, task.templates) == ("pcam", "someone/expert", ["{c}"])
+    assert task.class_names == ["lymph node", "lymph node containing metastatic tumor tissue"]
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"tasks": [{"use": "pcan", "expert": "a/b"}]}, "task 'pcan' to use is unknown; did you mean 'pcam'"),
+        ({"tasks": [{"use": "pcam"}]}, "field tasks.0.expert: Field required"),
+        ({"tasks": [{"use": "pcam", "expert": "a/b"}] * 2}, "task 'pcam' is there twice"),
+        ({"library": "transformers"}, "image_processor: a transformers suite needs slow or fast"),
+        ({"image_processor": "slow"}, "image_processor: a transformers suite needs slow or fast"),
+        ({"image_processor": "quick"}, "field image_processor"),
+    ],
+)
+def test_a_bad_suite_file(tmp_path: Path, change: dict[str, Any], complaint: str) -> None:
+    file = variant(tmp_path / "suite.json", change)
+    with pytest.raises(UserError) as raised:
+        suites.load(str(file))
+    assert str(file) in str(raised.value)
+    assert complaint in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda suite: suite.update(image_processor="fast"),
+        lambda suite: suite["tasks"][0]["templates"].append("{c}"),
+        lambda suite: suite["tasks"][0]["class_names"].reverse(),
+        lambda suite: suite["tasks"][0]["dataset"].update(config="other"),
+        lambda suite: suite["tasks"][0]["dataset"].update(eval_split="validation"),
+        lambda suite: suite["tasks"].reverse(),
+    ],
+    ids=["processor", "templates", "class names", "config", "split", "order"],
+)
+def test_the_fingerprint_follows_what_moves_numbers(edit: Callable[[dict[str, Any]], object]) -> None:
+    suite = suites.load_clip("clip-vit-b32-8")
+    assert suites.fingerprint(edited(suite, edit)) != suites.fingerprint(suite)
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda suite: suite["tasks"][0].update(notes=["another"], source=None, expert="a/b"),
+        lambda suite: suite["tasks"][0]["dataset"].update(path="a/mirror", licence="MIT"),
+        lambda suite: suite.update(description="another"),
+    ],
+    ids=["notes and expert", "path and licence", "description"],
+)
+def test_the_fingerprint_ignores_what_cannot_move_numbers(edit: Callable[[dict[str, Any]], object]) -> None:
+    suite = suites.load_clip("clip-vit-b32-8")
+    assert suites.fingerprint(edited(suite, edit)) == suites.fingerprint(suite)
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        ("openai/clip-vit-base-patch32", True),
+        ("1aurent/PatchCamelyon", True),
+        ("package:embedded/micro_clip_8/models/base", False),
+        ("/home", False),
+        ("./models/base", False),
+        ("models", False),
+        ("a/b/c", False),
+    ],
+)
+def test_what_is_a_hub_id(path: str, expected: bool) -> None:
+    assert suites.on_hub(path) is expected
+
+
+def test_a_folder_is_no_hub_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "openai" / "clip").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert not suites.on_hub("openai/clip")
+
+
+def test_shared_tasks_are_complete_and_say_where_their_facts_are_from() -> None:
+    files = sorted(suites.TASKS.glob("*.json"))
+    assert [file.stem for file in files] == sorted(TASKS_20)
+    for file in files:
+        content = json.loads(file.read_text("utf-8"))
+        assert content["task"] == file.stem
+        assert content["source"]["commit"] == "54c9e8c9d9621620c720452cd8533332a32d3689"
+        assert len(set(content["class_names"])) == len(content["class_names"]), file
