@@ -1,0 +1,1 @@
+"""Suites, and all that runs them. Does not know how a method works."""

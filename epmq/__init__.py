@@ -1,0 +1,1 @@
+"""Expert-guided post-merge quantisation as a library."""

@@ -57,6 +57,78 @@ def imported(source: str) -> set[str]:
     return found
 
 
+WINGS = {  # of each package from the bottom up; those of one line do not know each other
+    "epmq": [["errors"], ["plugins"], ["layer", "models"], ["calibration", "checkpoints", "merge"], ["walk"]],
+    "benchmarks": [
+        ["suites"],
+        ["sources"],
+        ["workbench"],
+        ["images", "text"],
+        ["run", "lm_metrics", "embedded"],
+        ["cli", "contribute", "studies"],
+    ],
+    "results": [["store"], ["analysis"], ["tables"], ["figures", "paper"], ["judge", "report"]],
+}
+MAX_MODULES = 12  # of a folder
+
+
+def modules(package: str) -> dict[str, Path]:
+    """Every module of a package by its dotted name; those that ``evaluate`` loads are files, not modules."""
+    files = [file for file in sorted((ROOT / package).rglob("*.py")) if "metrics" not in file.parts]
+    return {".".join(f.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): f for f in files}
+
+
+def arrows(package: str) -> dict[str, set[str]]:
+    """Which modules of a package each of its modules imports, wherever in its text."""
+    known, found = modules(package), {}
+    for name, file in known.items():
+        nodes = [n for n in ast.walk(ast.parse(file.read_text("utf-8"))) if isinstance(n, ast.ImportFrom)]
+        named = {f"{node.module}.{alias.name}" for node in nodes for alias in node.names}
+        named |= {str(node.module) for node in nodes}
+        found[name] = {x for x in named if x in known and x not in (name, package)}
+    return found
+
+
+def wing(module: str) -> str:
+    return module.split(".")[1]
+
+
+@pytest.mark.parametrize("package", WINGS)
+def test_wings_know_only_those_below_them(package: str) -> None:
+    floors = {name: floor for floor, names in enumerate(WINGS[package]) for name in names}
+    upwards = [
+        f"{name} imports {other}"
+        for name, others in arrows(package).items()
+        for other in others
+        if name != package and wing(name) != wing(other) and floors[wing(name)] <= floors[wing(other)]
+    ]
+    assert not upwards
+
+
+@pytest.mark.parametrize("package", [*WINGS, "baselines"])
+def test_no_module_imports_itself_by_a_detour(package: str) -> None:
+    found = arrows(package)
+    while removable := [name for name, others in found.items() if not others]:
+        found = {name: others - set(removable) for name, others in found.items() if name not in removable}
+    assert not found, "these modules import each other in a circle"
+
+
+@pytest.mark.parametrize("package", MAY_IMPORT)
+def test_folders_have_few_modules(package: str) -> None:
+    folders = {f.parent for f in modules(package).values()}
+    counts = {f.relative_to(ROOT): len([x for x in f.glob("*.py") if x.stem != "__init__"]) for f in folders}
+    assert not {str(folder): count for folder, count in counts.items() if count > MAX_MODULES}
+
+
+def test_wings_say_what_they_are() -> None:
+    """Every folder of modules has a docstring in its ``__init__``."""
+    files = [f for package in MAY_IMPORT for f in modules(package).values() if f.name == "__init__.py"]
+    assert not [str(f) for f in files if not ast.get_docstring(ast.parse(f.read_text("utf-8")))]
+    assert {f.parent for package in MAY_IMPORT for f in modules(package).values()} == {
+        f.parent for f in files
+    }
+
+
 def bundled(suite: dict[str, Any]) -> list[dict[str, Any]]:
     return [task for task in suite["tasks"] if task.get("dataset", {}).get("path", "").startswith("package:")]
 

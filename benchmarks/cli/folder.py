@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import results.store
-from epmq.result_errors import ResultError
+from epmq.errors import UserError
 from results.judge.verify import verify
 from results.store.folder import RunFolder
 from results.store.records import SCHEMA
@@ -38,7 +38,7 @@ def _verify(options: argparse.Namespace) -> int:
 
 def _schema(options: argparse.Namespace) -> int:
     if not 1 <= options.version <= SCHEMA:
-        raise ResultError(f"schema version {options.version} is unknown; give 1 to {SCHEMA}")
+        raise UserError(f"schema version {options.version} is unknown; give 1 to {SCHEMA}")
     file = SCHEMAS / f"{options.kind}-{options.version}.schema.json"
     print(file.read_text(encoding="utf-8"), end="")
     return 0

@@ -1,4 +1,4 @@
-"""``epmq check | golden | gate | compare``: a run beside a golden run, and beside the paper."""
+"""``epmq check | golden | compare``: a run beside a golden run, and beside the paper."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.cli.tables import report_problems
-from benchmarks.studies.gate import CHURNS, LOSSES, measure
 from results.judge import golden
 from results.judge.check import RATE, check
 from results.judge.junit import junit
@@ -24,7 +23,6 @@ def add_to(commands: Any) -> None:
     """Add the commands to the parser's sub-commands."""
     _add_check(commands)
     _add_golden(commands)
-    _add_gate(commands)
     _add_compare(commands)
 
 
@@ -34,16 +32,6 @@ def _add_check(commands: Any) -> None:
     )
     parser.add_argument("folder", type=Path, metavar="DIR")
     parser.add_argument("--golden", type=Path, required=True, metavar="DIR", help=_GOLDEN)
-    _add_rate(parser)
-    parser.add_argument(
-        "--rtol", type=float, default=1e-3, metavar="X", help="of layer objectives (%(default)s)"
-    )
-    parser.add_argument("--json", action="store_true", help="machine-readable")
-    parser.add_argument("--junit", type=Path, metavar="FILE", help="also write JUnit XML, for CI services")
-    parser.set_defaults(command=_check)
-
-
-def _add_rate(parser: Any) -> None:
     parser.add_argument(
         "--rate",
         type=float,
@@ -51,6 +39,12 @@ def _add_rate(parser: Any) -> None:
         metavar="P",
         help="false-alarm rate of all tests together (%(default)s)",
     )
+    parser.add_argument(
+        "--rtol", type=float, default=1e-3, metavar="X", help="of layer objectives (%(default)s)"
+    )
+    parser.add_argument("--json", action="store_true", help="machine-readable")
+    parser.add_argument("--junit", type=Path, metavar="FILE", help="also write JUnit XML, for CI services")
+    parser.set_defaults(command=_check)
 
 
 def _check(options: argparse.Namespace) -> int:
@@ -86,42 +80,6 @@ def _update(options: argparse.Namespace) -> int:
     done = f"replaced; {len(moved)} quantities moved" if entry["replaced"] else "recorded"
     print(f"{path}: {entry['cells']} golden cells {done}; the reason is in history.jsonl")
     return 0
-
-
-def _add_gate(commands: Any) -> None:
-    parser = commands.add_parser(
-        "gate",
-        help="measure the false-alarm rate and the power of 'check' on bootstrap replicas of a run",
-        description="Exit status 1 if the measured rate is above the stated one by more than chance.",
-    )
-    parser.add_argument("folder", type=Path, metavar="DIR")
-    parser.add_argument("--replicas", type=int, default=200, metavar="N", help="(%(default)s)")
-    _add_rate(parser)
-    parser.add_argument(
-        "--churn",
-        type=float,
-        nargs="+",
-        default=CHURNS,
-        metavar="P",
-        help="share of outcomes drawn anew, 0 to 1",
-    )
-    parser.add_argument("--loss", type=float, nargs="+", default=LOSSES, metavar="POINTS", help="(1 3)")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the replicas (%(default)s)")
-    parser.add_argument("--json", action="store_true", help="machine-readable")
-    parser.set_defaults(command=_gate)
-
-
-def _gate(options: argparse.Namespace) -> int:
-    report = measure(
-        RunFolder.open(options.folder),
-        replicas=options.replicas,
-        rate=options.rate,
-        churns=options.churn,
-        losses=options.loss,
-        seed=options.seed,
-    )
-    print(json_text(report.as_json()) if options.json else report.render(), end="")
-    return int(not report.keeps_its_rate)
 
 
 def _add_compare(commands: Any) -> None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from benchmarks.sources.lock import models_of
+from benchmarks.sources.lock import lock_path, models_of
 from benchmarks.suites import any_lm
 from benchmarks.suites import load as suites
-from benchmarks.suites.load import Suite
+from benchmarks.suites.forms import Suite
 from epmq.errors import UserError
 
 OPTIONS = ("base", "expert", "tasks", "max_length")
@@ -51,7 +51,7 @@ def suite(options: argparse.Namespace) -> Suite:
         raise UserError(f"--max-length {length} is out of range; give 1 or more")
     made = any_lm.suite(options.base, options.expert, options.tasks, length)
     if options.lock is None and (models_of(made) or any(suites.on_hub(t.dataset.path) for t in made.tasks)):
-        options.lock = any_lm.lock_path(made)
+        options.lock = lock_path(made)
     return made
 
 

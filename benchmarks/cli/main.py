@@ -14,7 +14,6 @@ from benchmarks.cli import folder, judge, pin, report, run, tables
 from benchmarks.suites import any_lm
 from benchmarks.suites import load as suites
 from epmq.errors import UserError
-from epmq.result_errors import ResultError
 
 COMMANDS = (run, pin, tables, judge, report, folder)
 
@@ -24,7 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         options = _parser().parse_args(arguments)
         return int(options.command(options))
-    except (UserError, ResultError) as error:
+    except UserError as error:
         print("epmq: error:", *str(error).split(), file=sys.stderr)  # on one line, whatever it quotes
         return 2
     except KeyboardInterrupt:

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from epmq.result_errors import ResultError
+from epmq.errors import UserError
 from results.store.folder import RunFolder
 from results.tables import diff as diffs
 from results.tables.columns import GROUPS
@@ -53,7 +53,7 @@ def _table(options: argparse.Namespace) -> int:
         sort=options.sort,
     )
     if options.save and selection != Selection([], [], [], [], [], []):
-        raise ResultError("--save writes the whole table; leave out what selects and sorts")
+        raise UserError("--save writes the whole table; leave out what selects and sorts")
     folder = RunFolder.open(options.folder)
     text = render(folder, options.format, selection)
     report_problems(folder)

@@ -15,7 +15,7 @@ from baselines.registry import names
 from benchmarks.run.cells import Request
 from benchmarks.run.runner import run
 from benchmarks.sources.pin import lock_for_run
-from benchmarks.suites.load import Suite
+from benchmarks.suites.forms import Suite
 from benchmarks.workbench.base import Setting
 from benchmarks.workbench.machine import Machine
 from epmq.calibration import Calibration, Target

@@ -21,9 +21,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstra
 from tabulate import tabulate
 
 from benchmarks.suites import load as suites
-from benchmarks.suites.load import Suite
+from benchmarks.suites.forms import Suite
 from epmq.errors import UserError
-from epmq.result_errors import ResultError
 from results.judge.verify import verify
 from results.store.files import os_errors, read_bounded
 from results.store.folder import RunFolder
@@ -149,7 +148,7 @@ def judge(path: Path, embedded: Suite, cells: int = 3) -> Judgement:
 def _complaints(found: Callable[[], Iterable[str]]) -> tuple[str, ...]:
     try:
         return tuple(" ".join(text.split()) for text in found())
-    except (UserError, ResultError) as error:
+    except UserError as error:
         return (" ".join(str(error).split()),)
 
 
@@ -165,14 +164,14 @@ def _each(parts: Sequence[_Part], complaints: Callable[[_Part], Iterable[str]]) 
 
 
 def read_form(path: Path) -> Submission:
-    """The form in a contributed folder; raises ResultError with what is wrong with it."""
+    """The form in a contributed folder; raises UserError with what is wrong with it."""
     file = path / FORM
     with os_errors(file, "read the form of a contribution"):
         data = read_bounded(file, _MAX_FORM)
     try:
         return Submission.model_validate_json(data, strict=True)
     except ValidationError as error:
-        raise ResultError(
+        raise UserError(
             f"{file}: {complaint(error)}; see the form in benchmarks/contribute/submission.py"
         ) from error
 
@@ -244,7 +243,7 @@ def _not_importable(parts: Sequence[_Part]) -> Iterator[str]:
         from benchmarks.contribute.reproduce import unknown_methods
 
         found = {text for part in parts for text in unknown_methods(part.records)}
-    except (UserError, ResultError):
+    except UserError:
         raise
     except Exception as error:  # a contributed module may raise anything when it is imported
         found = {f"importing the methods raises {type(error).__name__}: {error}"}
@@ -278,7 +277,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not options.folder.is_dir():
             raise UserError(f"{options.folder}: is no folder; give a contributed results folder")
         judgement = judge(options.folder.resolve(), suites.load(EMBEDDED), options.cells)
-    except (UserError, ResultError) as error:
+    except UserError as error:
         print("error:", *str(error).split(), file=sys.stderr)
         return 2
     print(json.dumps(judgement.as_json(), indent=2) if options.json else judgement.render(), end="")

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import torch
 from datasets import Dataset
 from torch import Tensor
 from torch.nn import functional as F
@@ -15,10 +16,13 @@ from benchmarks.images.decoded import Images, decoded
 from benchmarks.images.models import ClipModels, open_models
 from benchmarks.images.predict import predictions
 from benchmarks.sources import cache, data
-from benchmarks.suites.load import ClipSuite, ImageTask, TaskSpec
+from benchmarks.suites.forms import ClipSuite, ImageTask, TaskSpec
 from benchmarks.workbench.base import Answers, Bench
 from epmq.models.tower import Tower
 from epmq.walk import Batches
+
+if TYPE_CHECKING:  # text suites do not wait for open_clip
+    from benchmarks.images.preprocess import Preprocess
 
 
 class ImageBench(Bench):
@@ -69,7 +73,7 @@ class ImageBench(Bench):
 
     def inputs(self, ids: Mapping[str, list[int]], decoder: str | None) -> Mapping[str, Batches]:
         found = {t.task: self.images(t, t.dataset.train_split, ids[t.task]).all() for t in self.suite.tasks}
-        return data.CalibrationInputs(found, self.models.preprocess, self.setting.machine.device)
+        return CalibrationInputs(found, self.models.preprocess, self.setting.machine.device)
 
     def features(self, tower: Tower, batch: Any) -> Tensor:
         """Image features of unit norm."""
@@ -81,3 +85,19 @@ class ImageBench(Bench):
         ready = [machine.ready(tower) for tower in towers]
         found = predictions(ready, self.heads[task.task], images, self.models.preprocess, machine)
         return [Answers(classes, images.labels) for classes in found]
+
+
+class CalibrationInputs(Mapping[str, Tensor]):
+    """Calibration images per task as model inputs ``(n, 3, h, w)`` float32, made when they are asked for."""
+
+    def __init__(self, images: Mapping[str, Tensor], preprocess: Preprocess, device: torch.device) -> None:
+        self._images, self._preprocess, self._device = images, preprocess, device
+
+    def __getitem__(self, task: str) -> Tensor:
+        return self._preprocess.normalise(self._images[task].to(self._device))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._images)
+
+    def __len__(self) -> int:
+        return len(self._images)

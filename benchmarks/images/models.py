@@ -15,7 +15,7 @@ from benchmarks.images.zero_shot import Base, Encode, zero_shot_head
 from benchmarks.sources.fetch import Fetched, Sources
 from benchmarks.sources.resolve import model_files
 from benchmarks.sources.weights import merged_tensors, readable
-from benchmarks.suites.load import ClipSuite, ImageTask
+from benchmarks.suites.forms import ClipSuite, ImageTask
 from benchmarks.workbench.base import Models
 from epmq.checkpoints.lazy import LazyCheckpoint, check_expert, check_finite
 

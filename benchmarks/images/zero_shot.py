@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from benchmarks.images.preprocess import Preprocess
-from benchmarks.suites.load import ImageTask
+from benchmarks.suites.forms import ImageTask
 from epmq.models.tower import Tower
 
 Encode = Callable[[list[str]], Tensor]  # prompts to text features (n, dim), not normalised

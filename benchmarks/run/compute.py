@@ -49,6 +49,18 @@ class Outcome:
         self.seconds[phase] = self.seconds.get(phase, 0.0) + seconds
 
 
+def refuse_impossible(bench: Bench, cell: Cell) -> None:
+    """Refuse a cell that cannot be computed, before any work; raises UserError."""
+    if cell.samples is not None:
+        for task in bench.suite.tasks:
+            bench.sample_ids(task, cell.samples, cell.seed)
+    if cell.calibration is not None:
+        for part, group in layer_groups(bench.tower, cell.calibration.layers).values():
+            weight = bench.tower.get_parameter(f"{part}.{group[0]}.weight")
+            if cell.spec is not None:
+                cell.spec.columns_per_group(weight.shape[1])
+
+
 def compute(bench: Bench, cells: Sequence[Cell]) -> list[Outcome]:
     """Compute cells one after the other, then evaluate them in one pass over the test samples."""
     outcomes = [Outcome() for _ in cells]

@@ -12,10 +12,9 @@ from typing import Any
 
 import torch
 
-from benchmarks.run.benches import open_bench
 from benchmarks.run.cells import Cell
 from benchmarks.run.compute import Outcome, compute
-from benchmarks.suites.load import Suite
+from benchmarks.suites.forms import Suite
 from benchmarks.workbench.base import Bench, Setting
 from epmq.errors import UserError, choose
 
@@ -95,3 +94,18 @@ def _ray() -> Any:
     except ImportError as error:
         raise UserError("--executor ray needs Ray; install it with: pip install 'epmq[ray]'") from error
     return ray
+
+
+def open_bench(suite: Suite, setting: Setting | None = None) -> Bench:
+    """The suite's models and data, opened and checked.
+
+    Raises:
+        UserError: a model or a data set is missing, damaged or not what the suite says.
+    """
+    if suite.kind == "text":
+        from benchmarks.text.bench import TextBench  # only these suites need what it imports
+
+        return TextBench(suite, setting)
+    from benchmarks.images.bench import ImageBench
+
+    return ImageBench(suite, setting)

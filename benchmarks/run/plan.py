@@ -18,7 +18,9 @@ from benchmarks.run.cells import Cell
 from benchmarks.sources import hub, lock, resolve
 from benchmarks.sources.hub import Kind
 from benchmarks.sources.lock import Lock
-from benchmarks.suites.load import Suite, TaskSpec, TextTowerSpec, TowerSpec, on_hub
+from benchmarks.suites.forms import Suite, TaskSpec
+from benchmarks.suites.load import on_hub
+from benchmarks.suites.towers import TextTowerSpec, TowerSpec
 from benchmarks.workbench.machine import Machine
 from epmq.calibration import Calibration
 from epmq.errors import UserError

@@ -14,7 +14,7 @@ from pydantic import JsonValue
 
 from benchmarks.run.cells import Cell, Request
 from benchmarks.sources import data
-from benchmarks.suites.load import Suite
+from benchmarks.suites.forms import Suite
 from benchmarks.workbench import environment
 from benchmarks.workbench.base import Bench
 from benchmarks.workbench.machine import Machine
@@ -28,7 +28,7 @@ def refuse_unusable(out: Path, suite: Suite) -> None:
     """Refuse a folder that cannot be written or is another suite's, before anything large is opened.
 
     Raises:
-        epmq.result_errors.ResultError: with the reason.
+        UserError: with the reason.
     """
     with os_errors(out, "write results there"):
         nearest = next(path for path in (out.absolute(), *out.absolute().parents) if path.exists())

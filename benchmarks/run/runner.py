@@ -9,11 +9,10 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from benchmarks.run import provenance
-from benchmarks.run.benches import open_bench
 from benchmarks.run.cells import DECODERS, Cell, Request, expand
-from benchmarks.run.compute import Outcome, together
-from benchmarks.run.executors import Executor, one_by_one
-from benchmarks.suites.load import Suite
+from benchmarks.run.compute import Outcome, refuse_impossible, together
+from benchmarks.run.executors import Executor, one_by_one, open_bench
+from benchmarks.suites.forms import Suite
 from benchmarks.workbench.base import Bench, Setting
 from epmq.errors import UserError, choose
 from epmq.walk import LayerReport
@@ -34,14 +33,14 @@ def run(
 
     Raises:
         UserError: bad input, found before any cell is computed.
-        epmq.result_errors.ResultError: the folder belongs to another suite or cannot be written.
+        UserError: the folder belongs to another suite or cannot be written.
     """
     request = decoding(suite, request)
     cells = expand(request)
     provenance.refuse_unusable(out, suite)
     bench = open_bench(suite, setting)
     for cell in cells:
-        bench.check(cell)
+        refuse_impossible(bench, cell)
     keyed = {cell.key(bench.context): cell for cell in cells}
     manifest = provenance.manifest(bench, keyed, request, asked)
     provenance.refuse_other_origin(out, manifest)

@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any
 import datasets
 import torch
 from datasets import Dataset, Image, load_dataset
-from torch import Tensor
 
-from benchmarks.suites.load import DatasetSpec, ImageTask, TaskSpec, TextTask, locate
+from benchmarks.suites.forms import DatasetSpec, ImageTask, TaskSpec, TextTask
+from benchmarks.suites.load import locate
 from benchmarks.suites.prompt import LmTask
 from epmq.checkpoints.lazy import sha256
 from epmq.errors import UserError
 
 if TYPE_CHECKING:  # text suites do not wait for open_clip
-    from benchmarks.images.preprocess import Preprocess
+    pass
 
 DATA_FILES = {".parquet", ".arrow", ".json", ".jsonl", ".csv", ".tsv"}  # of a local data set
 
@@ -93,22 +93,6 @@ def _quietly() -> Iterator[None]:
     finally:
         if were_on:
             datasets.enable_progress_bars()
-
-
-class CalibrationInputs(Mapping[str, Tensor]):
-    """Calibration images per task as model inputs ``(n, 3, h, w)`` float32, made when they are asked for."""
-
-    def __init__(self, images: Mapping[str, Tensor], preprocess: Preprocess, device: torch.device) -> None:
-        self._images, self._preprocess, self._device = images, preprocess, device
-
-    def __getitem__(self, task: str) -> Tensor:
-        return self._preprocess.normalise(self._images[task].to(self._device))
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._images)
-
-    def __len__(self) -> int:
-        return len(self._images)
 
 
 def sample_ids(task: TaskSpec, size: int, count: int, seed: int) -> list[int]:

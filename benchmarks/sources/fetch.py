@@ -16,7 +16,8 @@ from tqdm.auto import tqdm
 from benchmarks.sources import hub, resolve
 from benchmarks.sources.data import located
 from benchmarks.sources.lock import FileLock, Lock
-from benchmarks.suites.load import PACKAGE, Suite, TaskSpec, TextTask, locate, on_hub
+from benchmarks.suites.forms import PACKAGE, Suite, TaskSpec, TextTask
+from benchmarks.suites.load import locate, on_hub
 from epmq.errors import UserError
 
 

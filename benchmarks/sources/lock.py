@@ -6,10 +6,12 @@ import hashlib
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from benchmarks.sources import cache
-from benchmarks.suites.load import PACKAGE, Suite, fingerprint, first_complaint, on_hub
+from benchmarks.suites.forms import PACKAGE, Suite, TextSuite
+from benchmarks.suites.load import fingerprint, on_hub
+from benchmarks.suites.strict import Strict, first_complaint
 from epmq.errors import UserError
 
 FOLDER = PACKAGE / "sources" / "locks"
@@ -17,11 +19,7 @@ Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Count = Annotated[int, Field(ge=0)]
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class FileLock(_Strict):
+class FileLock(Strict):
     """A file's SHA-256 and its size in bytes."""
 
     sha256: Sha256
@@ -35,7 +33,7 @@ class FileLock(_Strict):
         return cls(sha256=found, size=path.stat().st_size)
 
 
-class RepoLock(_Strict):
+class RepoLock(Strict):
     """A repository at a commit, and those of its files that a run reads, by path."""
 
     id: str
@@ -43,7 +41,7 @@ class RepoLock(_Strict):
     files: dict[str, FileLock]
 
 
-class SplitLock(_Strict):
+class SplitLock(Strict):
     """A split's files, its number of samples, how many have each label (a real one: its nearest integer)."""
 
     files: list[str]
@@ -65,7 +63,7 @@ class DatasetLock(RepoLock):
     splits: dict[str, SplitLock]
 
 
-class Lock(_Strict):
+class Lock(Strict):
     """What ``epmq pin`` writes: models by the id that the suite gives, data sets by task."""
 
     suite: str
@@ -120,3 +118,9 @@ def refuse_other(lock: Lock, suite: Suite, path: Path) -> None:
             f"{path}: the lock and the suite name other repositories ({', '.join(differ) or 'data sets'}); "
             f"run 'epmq pin {suite.name}' again"
         )
+
+
+def lock_path(made: TextSuite) -> Path:
+    """Where the lock of a suite that has no file is: in the cache, by what the suite says."""
+    digest = hashlib.sha256(made.model_dump_json().encode()).hexdigest()
+    return cache.folder("locks") / f"{made.name}-{digest[:16]}.json"

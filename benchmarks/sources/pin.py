@@ -18,7 +18,8 @@ from benchmarks.sources.data import located, refuse_other_columns
 from benchmarks.sources.fetch import Sources, label_counts
 from benchmarks.sources.lock import DatasetLock, Lock, RepoLock, SplitLock
 from benchmarks.suites import prompt
-from benchmarks.suites.load import ImageTask, Suite, TaskSpec, TextTask, fingerprint, on_hub
+from benchmarks.suites.forms import ImageTask, Suite, TaskSpec, TextTask
+from benchmarks.suites.load import fingerprint, on_hub
 from epmq.errors import UserError
 from results.store.files import write_atomically
 

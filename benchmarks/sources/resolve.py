@@ -12,7 +12,7 @@ from datasets import load_dataset_builder
 
 from benchmarks.sources import hub
 from benchmarks.sources.lock import DatasetLock, RepoLock
-from benchmarks.suites.load import DatasetSpec, Suite
+from benchmarks.suites.forms import DatasetSpec, Suite
 from epmq.errors import UserError
 
 TOKENIZER = (

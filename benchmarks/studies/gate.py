@@ -1,5 +1,8 @@
 """How good the regression gate is: its false-alarm rate and power, measured on bootstrap replicas of a run.
 
+``python -m benchmarks.studies.gate DIR`` prints both; exit status 1 if the measured rate is above the stated
+one by more than chance.
+
 A replica is a pair (golden run, run) that is as good as itself by construction. The golden run's test samples
 are drawn with replacement from the run's, within each task and alike for all cells. Then each sample of each
 cell is, with the probability *churn*, drawn anew: what another machine or another order of sums does to
@@ -9,16 +12,20 @@ at such a pair are false. A loss of some points is put in by making right sample
 
 from __future__ import annotations
 
+import argparse
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from tabulate import tabulate
 
-from epmq.result_errors import ResultError
+from epmq.errors import UserError
 from results.judge.check import RATE, alarms, cell_pvalues
 from results.store.folder import RunFolder
+from results.tables.formats import json_text
 
 Counts = NDArray[np.int64]
 CHURNS = (0.05, 0.2, 1.0)
@@ -106,12 +113,12 @@ def measure(
 
     Raises
     ------
-    ResultError
-        where an argument is out of range, or the run's samples can't be used or differ between cells.
+    UserError
+        where an argument is out of range, or the run's samples cannot be used or differ between cells.
     """
     shares = all(0 < churn <= 1 for churn in churns) and all(0 < loss < 100 for loss in losses)
     if replicas < 1 or not 0 < rate < 1 or not shares:
-        raise ResultError(
+        raise UserError(
             "replicas must be 1 or more, the rate between 0 and 1, churn above 0 and at most 1, "
             "a loss above 0 and below 100 points"
         )
@@ -135,9 +142,7 @@ def _right(folder: RunFolder) -> list[NDArray[np.bool_]]:
     runs = [folder.correct(record.key) for record in folder.records()]
     shapes = {tuple(sorted((task, right.size) for task, right in run.items())) for run in runs}
     if len(shapes) != 1 or not runs[0]:
-        raise ResultError(
-            f"{folder.path}: its cells need accuracies on the same samples; there are none such"
-        )
+        raise UserError(f"{folder.path}: its cells need accuracies on the same samples; there are none such")
     return [np.stack([run[task] for run in runs]) for task in sorted(runs[0])]
 
 
@@ -183,3 +188,37 @@ def _measured(counts: Counts, rate: float, churn: float, loss: float, where: str
     found = int(alarms(pvalues.reshape(replicas, -1), rate).any(axis=1).sum())
     interval = binomtest(found, replicas).proportion_ci(0.95)
     return Measured(churn, loss, where, found, replicas, float(interval.low), float(interval.high))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print false-alarm rate and power; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folder", type=Path, metavar="DIR")
+    parser.add_argument("--replicas", type=int, default=200, metavar="N", help="(%(default)s)")
+    parser.add_argument("--rate", type=float, default=RATE, metavar="P", help="stated rate (%(default)s)")
+    parser.add_argument(
+        "--churn", type=float, nargs="+", default=CHURNS, metavar="P", help="drawn anew, 0 to 1"
+    )
+    parser.add_argument("--loss", type=float, nargs="+", default=LOSSES, metavar="POINTS", help="(1 3)")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the replicas (%(default)s)")
+    parser.add_argument("--json", action="store_true", help="machine-readable")
+    options = parser.parse_args(arguments)
+    try:
+        report = measure(
+            RunFolder.open(options.folder),
+            replicas=options.replicas,
+            rate=options.rate,
+            churns=options.churn,
+            losses=options.loss,
+            seed=options.seed,
+        )
+    except UserError as error:
+        parser.error(str(error))
+    print(json_text(report.as_json()) if options.json else report.render(), end="")
+    return int(not report.keeps_its_rate)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -23,8 +23,8 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 import baselines
-from benchmarks.run.benches import open_bench
 from benchmarks.run.compute import solver
+from benchmarks.run.executors import open_bench
 from benchmarks.suites import load as suites
 from benchmarks.workbench.base import Bench
 from epmq.calibration import Calibration

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.sources import cache
 from benchmarks.suites import load as suites
 from benchmarks.suites import prompt as prompts
-from benchmarks.suites.load import Comparison, TextData, TextSuite, TextTask
+from benchmarks.suites.forms import Comparison, TextData, TextSuite, TextTask
 from benchmarks.suites.prompt import LmTask
 from epmq.errors import UserError
 
@@ -64,12 +62,6 @@ def suite(base: str, experts: Sequence[str], tasks: Sequence[str], max_length: i
         checkpoints={},
         tasks=chosen,
     )
-
-
-def lock_path(made: TextSuite) -> Path:
-    """Where the lock of a suite that has no file is: in the cache, by what the suite says."""
-    said = hashlib.sha256(made.model_dump_json().encode()).hexdigest()
-    return cache.folder("locks") / f"{NAME}-{said[:16]}.json"
 
 
 def _task(name: str, expert: str) -> TextTask:

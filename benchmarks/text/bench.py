@@ -13,7 +13,7 @@ from torch import Tensor
 
 from benchmarks.sources import data
 from benchmarks.suites import prompt
-from benchmarks.suites.load import TaskSpec, TextSuite, TextTask
+from benchmarks.suites.forms import TaskSpec, TextSuite, TextTask
 from benchmarks.suites.prompt import LmTask
 from benchmarks.text import answers as lm_run
 from benchmarks.text.inputs import Encoder

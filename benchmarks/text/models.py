@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 from benchmarks.sources.fetch import Fetched, Sources
 from benchmarks.sources.resolve import model_files
 from benchmarks.sources.weights import configured, merged_tensors, readable
-from benchmarks.suites.load import TextSuite
+from benchmarks.suites.forms import TextSuite
 from benchmarks.workbench.base import Models
 from epmq.checkpoints.lazy import LazyCheckpoint, check_expert, check_finite
 from epmq.checkpoints.lora import CONFIG, lora_merged

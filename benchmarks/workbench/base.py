@@ -17,15 +17,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from benchmarks.run.cells import Cell
 from benchmarks.sources import cache, data
 from benchmarks.sources.fetch import Sources
 from benchmarks.sources.lock import Lock
-from benchmarks.suites.load import Suite, TaskSpec, fingerprint
+from benchmarks.suites.forms import Suite, TaskSpec
+from benchmarks.suites.load import fingerprint
 from benchmarks.workbench.machine import Machine
 from benchmarks.workbench.merged import MergedWeights
 from epmq.merge import known
-from epmq.models.layers import layer_groups
 from epmq.models.tower import Tower
 from epmq.walk import Batches
 from results.store.samples import spearman
@@ -206,14 +205,3 @@ class Bench(ABC):
     def kept(self, tower: Tower) -> Tower:
         """A tower that later cells do not overwrite: a copy, unless every cell is evaluated on its own."""
         return tower if self.setting.together == 1 else copy.deepcopy(tower)
-
-    def check(self, cell: Cell) -> None:
-        """Refuse a cell that cannot be computed, before any work; raises UserError."""
-        if cell.samples is not None:
-            for task in self.suite.tasks:
-                self.sample_ids(task, cell.samples, cell.seed)
-        if cell.calibration is not None:
-            for part, group in layer_groups(self.tower, cell.calibration.layers).values():
-                weight = self.tower.get_parameter(f"{part}.{group[0]}.weight")
-                if cell.spec is not None:
-                    cell.spec.columns_per_group(weight.shape[1])

@@ -7,8 +7,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from results.analysis.grouping import Group, basis, code_hashes, grouped, settings, shared_axes
-from results.analysis.outcomes import outcomes
+from results.analysis.groups import Group, basis, code_hashes, grouped, outcomes, settings, shared_axes
 from results.analysis.stats import Difference, hierarchical_bootstrap, holm, paired_test, standard_error
 from results.store.folder import RunFolder
 from results.store.records import AskedCell, Record, TaskResult
@@ -18,11 +17,11 @@ from results.store.records import AskedCell, Record, TaskResult
 class Row:
     """One cell of the comparison, the mean over its seeds. None is "not run" or "does not apply".
 
-    Accuracies and differences are fractions. `records` holds the cell's records by seed, none where it was
-    not run; `spread` is the standard deviation of the average over several seeds; `settings` tells rows
-    apart that share merge, method, target and bits. `vs_gptq` is the paired difference to plain GPTQ and
-    `p_value` its significance, adjusted for the number of rows so compared (Holm). `best` marks the highest
-    average among the methods of one merge at the same bits. For `recovery` see `recovered`.
+    Accuracies and differences are fractions. ``records`` holds the cell's records by seed, none where it was
+    not run; ``spread`` is the standard deviation of the average over several seeds; ``settings`` tells rows
+    apart that share merge, method, target and bits. ``vs_gptq`` is the paired difference to plain GPTQ and
+    ``p_value`` its significance, adjusted for the number of rows so compared (Holm). ``best`` marks the
+    highest average among the methods of one merge at the same bits. For ``recovery`` see ``recovered``.
     """
 
     key: str
@@ -50,15 +49,13 @@ class Row:
 
 
 def comparison(folder: RunFolder) -> list[Row]:
-    """Return the rows of the folder's table: controls without a merge, then merge by merge.
+    """The rows of the folder's table: controls without a merge, then merge by merge.
 
     Within a merge the full-precision model comes first, then the other controls, then the methods by bits
     descending and name. Cells that were asked for and have no record are rows without numbers.
 
-    Raises
-    ------
-    ResultError
-        where the per-sample correctness of a record can't be used.
+    Raises:
+        UserError: the per-sample correctness of a record cannot be used.
     """
     groups = grouped(folder)
     words = settings(groups, code_hashes(folder))
@@ -69,7 +66,7 @@ def comparison(folder: RunFolder) -> list[Row]:
 
 
 def recovered(average: float, merged: float, experts: float) -> float | None:
-    """Return (method - merged) / (experts - merged): the share of what merging lost that is got back.
+    """(method - merged) / (experts - merged): the share of what merging lost that is got back.
 
     All three are averages over the same tasks: the cell's, the full-precision merged model's and the
     experts', each on its own task. 0 is as good as merging without quantising, 1 as good as the experts,
@@ -123,7 +120,7 @@ def _recovery(group: Group, groups: Sequence[Group]) -> float | None:
 
 
 def _bound(record: Record, groups: Sequence[Group], method: str, merge: str | None) -> float | None:
-    """Return the average of a full-precision control on the same samples; None where there is none."""
+    """The average of a full-precision control on the same samples; None where there is none."""
     for group in groups:
         first = group[0]
         if (first.kind, first.method, first.merge) != ("control", method, merge):
@@ -140,7 +137,7 @@ def _samples(record: Record) -> dict[str, int]:
 
 
 def _compared(folder: RunFolder, rows: Sequence[Row]) -> list[Row]:
-    """Return the rows with their differences to plain GPTQ, and p-values adjusted over all of them."""
+    """The rows with their differences to plain GPTQ, and p-values adjusted over all of them."""
     compared, pvalues = [], []
     for row in rows:
         partner = _gptq_partner(row, rows)
@@ -156,13 +153,13 @@ def _compared(folder: RunFolder, rows: Sequence[Row]) -> list[Row]:
 
 
 def _pairs(row: Row, partner: Row) -> list[tuple[Record, Record]]:
-    """Return the records of two rows that share a seed."""
+    """The records of two rows that share a seed."""
     others = {record.seed: record for record in partner.records}
     return [(record, others[record.seed]) for record in row.records if record.seed in others]
 
 
 def _gptq_partner(row: Row, rows: Sequence[Row]) -> Row | None:
-    """Return the plain GPTQ row to compare with: same merge, bits, grid, test samples, and a common seed.
+    """The plain GPTQ row to compare with: same merge, bits, grid, test samples, and a common seed.
 
     Where calibration settings leave several, it is the one that shares the most of them.
     """

@@ -1,7 +1,7 @@
 """Statistics of metrics measured on the same samples: errors, paired intervals, paired tests.
 
 An *outcome* is what a cell did on one task's test samples: a boolean array (samples,), right or wrong, or
-`Ranked` where the metric is Spearman's rank correlation. Differences are fractions in [-1, 1].
+``Ranked`` where the metric is Spearman's rank correlation. Differences are fractions in [-1, 1].
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from epmq.result_errors import ResultError
+from epmq.errors import UserError
 from results.store.records import TaskResult
 
 Floats = NDArray[np.float64]
@@ -49,7 +49,7 @@ class Difference(NamedTuple):
 
 
 def standard_error(tasks: Mapping[str, TaskResult]) -> float:
-    """Return the standard error of the task average, sqrt(sum_t var_t) / T; tasks are independent.
+    """The standard error of the task average, sqrt(sum_t var_t) / T; tasks are independent.
 
     Accuracy: binomial, p (1 - p) / n. Spearman: (1 - r^2)^2 (1 + r^2 / 2) / (n - 3), the delta method on
     Fisher's z with the variance of Bonett & Wright (2000).
@@ -68,16 +68,16 @@ def _variance(task: TaskResult) -> float:
 
 
 def paired_bootstrap(a: Outcomes, b: Outcomes, *, resamples: int = 10_000, seed: int = 0) -> Difference:
-    """Return a's task average minus b's with its 95 % interval; see `hierarchical_bootstrap`, of one seed."""
+    """A's task average minus b's with its 95 % interval; see ``hierarchical_bootstrap``, of one seed."""
     return hierarchical_bootstrap([a], [b], resamples=resamples, seed=seed)
 
 
 def hierarchical_bootstrap(
     a: Sequence[Outcomes], b: Sequence[Outcomes], *, resamples: int = 10_000, seed: int = 0
 ) -> Difference:
-    """Return the mean over seeds of a's task average minus b's, with its 95 % interval.
+    """The mean over seeds of a's task average minus b's, with its 95 % interval.
 
-    `a[s]` and `b[s]` are the two methods under the s-th calibration seed, all on the same test samples. A
+    ``a[s]`` and ``b[s]`` are the two methods under the s-th calibration seed, all on the same test samples. A
     resample draws test samples with replacement within each task, the same ones for both methods and all
     seeds, and then seeds with replacement: S - 1 out of S, so that the variance between few seeds is
     estimated without bias (Rao & Wu 1988; drawing S understates it by (S - 1) / S).
@@ -87,10 +87,8 @@ def hierarchical_bootstrap(
     deviation, at the degrees of freedom that the seeds' share in the variance leaves (Satterthwaite 1946).
     Where calibration varies much more than the test samples do, three seeds still cover 91 % only, five 95 %.
 
-    Raises
-    ------
-    ResultError
-        where `a` and `b` are not of the same samples.
+    Raises:
+        UserError: ``a`` and ``b`` are not of the same samples.
     """
     value, draws, freedom = _bootstrap(a, b, resamples, seed)
     if len(a) == 1:
@@ -105,7 +103,7 @@ def hierarchical_bootstrap(
 def paired_test(
     a: Sequence[Outcomes], b: Sequence[Outcomes], *, resamples: int = 10_000, seed: int = 0
 ) -> float:
-    """Return the two-sided p-value of the difference that `hierarchical_bootstrap` gives an interval to.
+    """The two-sided p-value of the difference that ``hierarchical_bootstrap`` gives an interval to.
 
     A t-test on the resamples' standard deviation, with the interval's degrees of freedom: unlike a count of
     resamples it has no smallest p-value, which Holm's correction for many comparisons would need.
@@ -127,9 +125,9 @@ def _t_pvalue(value: float, draws: Floats, freedom: float, side: Side) -> float:
 def _bootstrap(
     a: Sequence[Outcomes], b: Sequence[Outcomes], resamples: int, seed: int
 ) -> tuple[float, Floats, float]:
-    """Return the difference, its resamples (resamples,) and the degrees of freedom of their variance."""
+    """The difference, its resamples (resamples,) and the degrees of freedom of their variance."""
     if len(a) != len(b):
-        raise ResultError(f"can't pair {len(a)} seeds with {len(b)}: run both methods with the same --seeds")
+        raise UserError(f"cannot pair {len(a)} seeds with {len(b)}: run both methods with the same --seeds")
     tasks = [_task(task, a, b) for task in _tasks([*a, *b])]
     rng = np.random.default_rng(seed)
     values, draws = np.zeros(len(a)), np.zeros((resamples, len(a)))
@@ -142,7 +140,7 @@ def _bootstrap(
 
 
 def _freedom(values: Floats, variance: float) -> float:
-    """Return Satterthwaite's degrees of freedom of a variance that holds that between seeds' `values`."""
+    """Satterthwaite's degrees of freedom of a variance that holds that between seeds' ``values``."""
     between = float(values.var(ddof=1)) / values.size if values.size > 1 else 0.0
     if between == 0:
         return _NORMAL
@@ -160,7 +158,7 @@ def _over_seeds(draws: Floats, rng: np.random.Generator) -> Floats:
 def _resample_correct(
     a: Sequence[Outcome], b: Sequence[Outcome], resamples: int, rng: np.random.Generator
 ) -> Floats:
-    """Return resampled differences of accuracy (resamples, seeds).
+    """Resampled differences of accuracy (resamples, seeds).
 
     A sample's *kind* is its difference (-1, 0 or 1) under each seed. A resample depends only on how often it
     holds each kind, and these counts are multinomial with the observed frequencies: drawing the counts is
@@ -181,7 +179,7 @@ def _resample_correct(
 def _resample_ranked(
     a: Sequence[Outcome], b: Sequence[Outcome], resamples: int, rng: np.random.Generator
 ) -> Floats:
-    """Return resampled differences of Spearman's correlation (resamples, seeds)."""
+    """Resampled differences of Spearman's correlation (resamples, seeds)."""
     samples = a[0].size
     rows = max(1, _BUDGET // samples)
     parts = []
@@ -195,7 +193,7 @@ def _resample_ranked(
 
 
 def _spearman(outcome: Outcome, often: NDArray[np.int64]) -> Floats:
-    """Return Spearman's correlation (rows,) of samples that each row of `often` (rows, samples) repeats.
+    """Spearman's correlation (rows,) of samples that each row of ``often`` (rows, samples) repeats.
 
     Ties share their mean rank; constant predictions have correlation 0.
     """
@@ -207,7 +205,7 @@ def _spearman(outcome: Outcome, often: NDArray[np.int64]) -> Floats:
 
 
 def _centred_ranks(values: Floats, often: NDArray[np.int64]) -> Floats:
-    """Return each sample's mean rank among the repeated samples of a row, minus the mean of all ranks."""
+    """Each sample's mean rank among the repeated samples of a row, minus the mean of all ranks."""
     _, group = np.unique(values, return_inverse=True)
     order = np.argsort(group, kind="stable")
     starts = np.flatnonzero(np.diff(group[order], prepend=-1))
@@ -217,7 +215,7 @@ def _centred_ranks(values: Floats, often: NDArray[np.int64]) -> Floats:
 
 
 def score(outcome: Outcome) -> float:
-    """Return the accuracy, or Spearman's correlation, of one task's outcome."""
+    """The accuracy, or Spearman's correlation, of one task's outcome."""
     if isinstance(outcome, Ranked):
         return float(_spearman(outcome, np.ones((1, outcome.size), np.int64))[0])
     return float(outcome.mean())
@@ -227,9 +225,9 @@ def score(outcome: Outcome) -> float:
 
 
 def task_pvalues(a: Outcomes, b: Outcomes, *, alternative: Side = "two-sided") -> dict[str, float]:
-    """Return the p-value of each task on its own, by task: McNemar's exact test, for Spearman a normal one.
+    """The p-value of each task on its own, by task: McNemar's exact test, for Spearman a normal one.
 
-    "less" is evidence that `a` is the worse one. The normal test is on the paired bootstrap's deviation.
+    "less" is evidence that ``a`` is the worse one. The normal test is on the paired bootstrap's deviation.
     """
     pvalues = {}
     for task in _tasks([a, b]):
@@ -242,23 +240,21 @@ def task_pvalues(a: Outcomes, b: Outcomes, *, alternative: Side = "two-sided") -
 
 
 def mcnemar(a: Outcomes, b: Outcomes, *, alternative: Side = "two-sided") -> float:
-    """Return the p-value of McNemar's exact test on the samples of all accuracy tasks together.
+    """The p-value of McNemar's exact test on the samples of all accuracy tasks together.
 
     Under the null hypothesis a sample that only one of the two gets right is as likely to be either's;
-    "less" is evidence that `a` is the worse one. Without such samples the p-value is 1. The test is exact
+    "less" is evidence that ``a`` is the worse one. Without such samples the p-value is 1. The test is exact
     for any number of them: no chi-squared approximation is needed.
 
-    Raises
-    ------
-    ResultError
-        where `a` and `b` are not of the same samples.
+    Raises:
+        UserError: ``a`` and ``b`` are not of the same samples.
     """
     only_b, _, only_a = paired_counts(a, b).sum(axis=0)
     return float(mcnemar_pvalues(only_a, only_b, alternative))
 
 
 def mcnemar_pvalues(only_a: ArrayLike, only_b: ArrayLike, side: Side) -> Floats:
-    """Return McNemar's exact p-values for counts of samples that only `a` or only `b` gets right."""
+    """McNemar's exact p-values for counts of samples that only ``a`` or only ``b`` gets right."""
     from scipy.special import bdtr  # half a second to import, which printing a table need not wait for
 
     first, second = np.asarray(only_a), np.asarray(only_b)
@@ -272,10 +268,8 @@ def paired_counts(a: Outcomes, b: Outcomes) -> NDArray[np.int64]:
 
     The result has shape (tasks, 3).
 
-    Raises
-    ------
-    ResultError
-        where the tasks or their sample counts differ, or there is nothing to compare.
+    Raises:
+        UserError: the tasks or their sample counts differ, or there is nothing to compare.
     """
     rows: list[list[int]] = []
     for task in _tasks([a, b]):
@@ -288,7 +282,7 @@ def paired_counts(a: Outcomes, b: Outcomes) -> NDArray[np.int64]:
 
 
 def holm(pvalues: ArrayLike) -> Floats:
-    """Return p-values (..., tests) adjusted for the number of tests by Holm's step-down method (1979).
+    """P-values (..., tests) adjusted for the number of tests by Holm's step-down method (1979).
 
     Rejecting those at or below a level keeps the chance of any false rejection in the family at that level.
     """
@@ -304,26 +298,26 @@ def holm(pvalues: ArrayLike) -> Floats:
 
 
 def _tasks(runs: Sequence[Outcomes]) -> list[str]:
-    """Return the tasks that all runs share, sorted."""
+    """The tasks that all runs share, sorted."""
     first = runs[0] if runs else {}
     for other in runs:
         if set(other) != set(first) or not first:
-            raise ResultError(f"can't pair tasks {sorted(first)} with {sorted(other)}: they must be the same")
+            raise UserError(f"cannot pair tasks {sorted(first)} with {sorted(other)}: they must be the same")
     if not first:
-        raise ResultError("can't pair nothing: there must be a task")
+        raise UserError("cannot pair nothing: there must be a task")
     return sorted(first)
 
 
 def _task(task: str, a: Sequence[Outcomes], b: Sequence[Outcomes]) -> tuple[list[Outcome], list[Outcome]]:
-    """Return both methods' outcomes of a task, seed by seed, after checking that they are of one kind."""
+    """Both methods' outcomes of a task, seed by seed, after checking that they are of one kind."""
     first, second = [run[task] for run in a], [run[task] for run in b]
     for outcome in [*first, *second]:
         if outcome.size != first[0].size or outcome.size == 0:
-            raise ResultError(f"can't pair {first[0].size} samples of {task} with {outcome.size}")
+            raise UserError(f"cannot pair {first[0].size} samples of {task} with {outcome.size}")
         if isinstance(outcome, Ranked) != isinstance(first[0], Ranked):
-            raise ResultError(f"can't pair {task}: one is scored by accuracy, the other by correlation")
+            raise UserError(f"cannot pair {task}: one is scored by accuracy, the other by correlation")
         if _differ(outcome, first[0]):
-            raise ResultError(f"can't pair {task}: its references differ; run both on the same samples")
+            raise UserError(f"cannot pair {task}: its references differ; run both on the same samples")
     return first, second
 
 

@@ -8,8 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from results.figures.data import FigureData, Point
-from results.figures.points import bit_widths, by, errors, number, numbers
+from results.figures.data import FigureData, Point, bit_widths, by, errors, number, numbers
 from results.figures.style import (
     INK,
     MUTED,
@@ -63,7 +62,7 @@ def _accuracy_panel(ax: Axes, points: Sequence[Point], bits: Sequence[int | None
 
 
 def _place(bits: object, widths: Sequence[int | None]) -> float:
-    """Return where a number of bits stands on the axis: full precision has room for names beside it."""
+    """Where a number of bits stands on the axis: full precision has room for names beside it."""
     index = widths.index(bits)
     return index + 0.6 if index else 0
 

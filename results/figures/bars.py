@@ -9,8 +9,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from results.figures.data import FigureData, Point
-from results.figures.points import by, number, numbers
+from results.figures.data import FigureData, Point, by, number, numbers
 from results.figures.style import COLOURS, INK, MUTED, NEUTRAL, PAPER, WIDTH, shortened
 
 _COLUMNS = 2

@@ -1,4 +1,4 @@
-"""The words of the figures: title, caption and what is said to those who can't see them."""
+"""The words of the figures: title, caption and what is said to those who cannot see them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ Kind = Literal["bits", "recovery", "tasks", "deviations", "anchor", "search"]
 
 
 class Words(NamedTuple):
-    """Templates for `str.format`."""
+    """Templates for ``str.format``."""
 
     title: str
     caption: str

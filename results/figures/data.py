@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from results.analysis.outcomes import outcomes
+from results.analysis.groups import outcomes
 from results.analysis.rows import Row, comparison, recovered
 from results.analysis.stats import hierarchical_bootstrap
 from results.figures.captions import WORDS, Kind
@@ -28,7 +28,7 @@ _NORMAL: Final = 1.959963984540054  # two-sided 95 %
 class FigureData:
     """One figure: a file name without an ending, what is to be read in it, and its points.
 
-    `alt` says in words what is shown, for those who can't see it.
+    ``alt`` says in words what is shown, for those who cannot see it.
     """
 
     name: str
@@ -40,12 +40,10 @@ class FigureData:
 
 
 def figure_data(folder: RunFolder) -> list[FigureData]:
-    """Return the figures that the records can fill, in the order in which they are to be read.
+    """The figures that the records can fill, in the order in which they are to be read.
 
-    Raises
-    ------
-    ResultError
-        where per-sample outcomes or the folder's `tuning.json` can't be used.
+    Raises:
+        UserError: per-sample outcomes or the folder's ``tuning.json`` cannot be used.
     """
     rows = [row for row in comparison(folder) if row.records]
     label = _labels(rows)
@@ -78,7 +76,7 @@ def _named_apart(found: Sequence[FigureData]) -> Iterator[FigureData]:
 
 
 def _slug(*parts: object) -> str:
-    """Return a file name without an ending: nothing of a stranger's name but letters, digits and dashes."""
+    """A file name without an ending: nothing of a stranger's name but letters, digits and dashes."""
     return re.sub(r"[^a-z0-9]+", "-", "-".join(str(part) for part in parts).lower()).strip("-")[:80]
 
 
@@ -94,7 +92,7 @@ def _labels(rows: Sequence[Row]) -> Callable[[Row], str]:
 
 
 def _role(row: Row) -> str:
-    """Return what a series is drawn as: a control, or a method on the merged or the expert target."""
+    """What a series is drawn as: a control, or a method on the merged or the expert target."""
     if row.kind == "control":
         return "control"
     return "expert" if row.target == "expert" else "merged"
@@ -298,5 +296,42 @@ def _search(folder: RunFolder) -> Iterator[FigureData]:
 
 
 def data_csv(data: FigureData) -> str:
-    """Return the points of a figure as CSV."""
+    """The points of a figure as CSV."""
     return csv_text(list(data.points[0]), data.points)
+
+
+def by(points: Sequence[Point], name: str) -> dict[str, list[Point]]:
+    """The points by the field ``name``, groups and points in the order in which they come."""
+    groups: dict[str, list[Point]] = {}
+    for point in points:
+        groups.setdefault(str(point[name]), []).append(point)
+    return groups
+
+
+def number(point: Point, name: str, scale: float = 1) -> float:
+    """A field that holds a number, times ``scale``."""
+    value = point[name]
+    if not isinstance(value, int | float):
+        raise TypeError(f"{name} of {point} is no number")
+    return scale * value
+
+
+def numbers(points: Sequence[Point], name: str, scale: float = 1) -> list[float]:
+    """A field of every point, times ``scale``."""
+    return [number(point, name, scale) for point in points]
+
+
+def errors(points: Sequence[Point], name: str, scale: float = 100) -> list[list[float]]:
+    """The lengths of error bars (2, points) from the fields ``low`` and ``high``."""
+    middle, low, high = (numbers(points, field, scale) for field in (name, "low", "high"))
+    return [
+        [m - end for m, end in zip(middle, low, strict=True)],
+        [end - m for m, end in zip(middle, high, strict=True)],
+    ]
+
+
+def bit_widths(points: Sequence[Point]) -> list[int | None]:
+    """The bits of the points, full precision (None) first, then descending."""
+    found = {int(number(point, "bits")) for point in points if point["bits"] is not None}
+    full: list[int | None] = [None] if any(point["bits"] is None for point in points) else []
+    return [*full, *sorted(found, reverse=True)]

@@ -30,7 +30,7 @@ _DRAW: Final[dict[Kind, Callable[[FigureData], Figure]]] = {
 
 
 def drawn(data: FigureData, fmt: Literal["svg", "png"]) -> bytes:
-    """Return a figure as a file. The same data gives the same bytes wherever matplotlib is the same."""
+    """A figure as a file. The same data gives the same bytes wherever matplotlib is the same."""
     metadata: dict[str, Any] = {"Date": None, "Creator": None} if fmt == "svg" else {"Software": None}
     with mpl.rc_context():
         mpl.rcdefaults()  # whatever a matplotlibrc says
@@ -43,12 +43,10 @@ def drawn(data: FigureData, fmt: Literal["svg", "png"]) -> bytes:
 
 
 def save(folder: RunFolder) -> list[Path]:
-    """Write every figure into the folder's `figures`, as SVG, PNG and CSV; returns the paths.
+    """Write every figure into the folder's ``figures``, as SVG, PNG and CSV; returns the paths.
 
-    Raises
-    ------
-    ResultError
-        where the data can't be used or the folder can't be written.
+    Raises:
+        UserError: the data cannot be used or the folder cannot be written.
     """
     where = folder.path / "figures"
     paths = []

@@ -10,8 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from results.figures.data import FigureData, Point
-from results.figures.points import by, errors, numbers
+from results.figures.data import FigureData, Point, by, errors, numbers
 from results.figures.style import MUTED, Series, clipped, label_beside, panels, shortened
 
 _SIDES = {"quantisation": "quantisation deviation", "expert_relative": "expert-relative deviation"}
@@ -45,7 +44,7 @@ def deviations(data: FigureData) -> Figure:
 
 
 def _limits(values: Sequence[float]) -> tuple[float, float]:
-    """Return the ends of a logarithmic axis: what is above 300 medians lies beyond the upper one."""
+    """The ends of a logarithmic axis: what is above 300 medians lies beyond the upper one."""
     positive = [value for value in values if value > 0] or [1.0]
     usable = [value for value in positive if value <= 300 * statistics.median(positive)]
     return min(*usable, 1.0) / 1.4, max(*usable, 1.0) * 1.4

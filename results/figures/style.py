@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from typing import Any, Final, Literal
 
@@ -64,7 +65,7 @@ class Series:
         return COLOURS[self._order[label] % len(COLOURS)]
 
     def line(self, label: str, role: str) -> dict[str, Any]:
-        """Return matplotlib's arguments for a line: filled markers for the expert target, else hollow."""
+        """Matplotlib's arguments for a line: filled markers for the expert target, else hollow."""
         colour = self.colour(label)
         return {
             "color": colour,
@@ -76,12 +77,12 @@ class Series:
 
 
 def shortened(name: str, length: int = 26) -> str:
-    """Return a name that fits beside a panel."""
+    """A name that fits beside a panel."""
     return name if len(name) <= length else name[: length - 1] + "…"
 
 
 def panels(count: int, height: float, *, right: float = 0.3, left: float = 0.6) -> tuple[Figure, list[Axes]]:
-    """Return a figure of `count` panels below each other; margins and the height of each in inches."""
+    """A figure of ``count`` panels below each other; margins and the height of each in inches."""
     figure = Figure(figsize=(WIDTH, count * height))
     axes = []
     for index in range(count):
@@ -100,7 +101,7 @@ def panels(count: int, height: float, *, right: float = 0.3, left: float = 0.6) 
 
 
 def spread(values: Sequence[float], gap: float, low: float, high: float) -> list[float]:
-    """Return positions near `values`, in their order and at least `gap` apart; in [low, high] if they fit.
+    """Positions near ``values``, in their order and at least ``gap`` apart; in [low, high] if they fit.
 
     Neighbours that would overlap become one block around their mean, until no two blocks overlap.
     """
@@ -125,7 +126,7 @@ def label_beside(
 ) -> None:
     """Write (height, text, colour) labels at the right of a panel, each with a thin line to its height.
 
-    Labels that would overlap are moved apart; `scale` is the y axis's.
+    Labels that would overlap are moved apart; ``scale`` is the y axis's.
     """
     bottom, top = (scale(end) for end in axes.get_ylim())
     inches = axes.get_window_extent().height / axes.figure.dpi
@@ -154,7 +155,7 @@ def label_beside(
 
 
 def floor_of(values: Sequence[float]) -> float:
-    """Return where an axis may begin so that a collapsed method does not flatten all the others.
+    """Where an axis may begin so that a collapsed method does not flatten all the others.
 
     That is the smallest value, unless it lies further below the median than twice what the largest lies
     above it.
@@ -166,7 +167,7 @@ def floor_of(values: Sequence[float]) -> float:
 
 
 def padded(low: float, high: float, below: float, above: float) -> tuple[float, float]:
-    """Return the ends of an axis for values in [low, high] with shares of their span added at both ends.
+    """The ends of an axis for values in [low, high] with shares of their span added at both ends.
 
     The span is at least 1, so that equal values have room too.
     """
@@ -183,7 +184,7 @@ def clipped(
     *,
     silent: bool = False,
 ) -> None:
-    """Where a point lies beyond an edge of its panel, put a triangle there, with its number or `silent`."""
+    """Where a point lies beyond an edge of its panel, put a triangle there, with its number or ``silent``."""
     if edge == "left":
         beyond, place, value = x < axes.get_xlim()[0], (axes.get_xlim()[0], y), x
     else:
@@ -208,3 +209,34 @@ def clipped(
         ha="right" if edge == "bottom" else "left",
         annotation_clip=False,
     )
+
+
+_DARK: Final = {
+    INK: "#e6e9ed",
+    MUTED: "#a2abb8",
+    GRID: "#353c45",
+    PAPER: "#15181c",
+    NEUTRAL: "#7d8794",
+    **dict(
+        zip(
+            COLOURS,
+            (
+                *("#4da6e8", "#ff8a4a", "#2fc295", "#e58bc0", "#d9b63a", "#93a0ff", "#e06c9f", "#9cc46e"),
+                "#5cc0d3",
+            ),
+            strict=True,
+        )
+    ),
+}
+
+
+def adaptive(svg: str) -> str:
+    """The SVG with its colours following the reader's preference for light or dark."""
+    names = {colour: f"--c{index}" for index, colour in enumerate(_DARK)}
+    light = "".join(f"{name}:{colour};" for colour, name in names.items())
+    dark = "".join(f"{name}:{_DARK[colour]};" for colour, name in names.items())
+    style = f"<style>:root{{{light}}}@media (prefers-color-scheme:dark){{:root{{{dark}}}}}</style>"
+    coloured = re.sub(
+        "|".join(names), lambda match: f"var({names[match.group().lower()]})", svg, flags=re.IGNORECASE
+    )
+    return re.sub(r"(<svg [^>]*>)", lambda match: match.group() + style, coloured, count=1)

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from tabulate import tabulate
 
-from epmq.result_errors import ResultError
-from results.analysis.outcomes import outcomes
+from epmq.errors import UserError
+from results.analysis.groups import outcomes
 from results.analysis.stats import (
     Floats,
     Outcomes,
@@ -33,7 +33,7 @@ _ROUND_OFF = 1e-12  # objectives below it are round-off of float64, not quantisa
 
 @dataclass(frozen=True)
 class Move:
-    """One quantity of a cell that is not what it was; `verdict` says whether that is a failure."""
+    """One quantity of a cell that is not what it was; ``verdict`` says whether that is a failure."""
 
     cell: str
     quantity: str
@@ -50,9 +50,9 @@ class Move:
 
 @dataclass(frozen=True)
 class CheckReport:
-    """What moved between a golden run and a run; `cells` names the golden cells.
+    """What moved between a golden run and a run; ``cells`` names the golden cells.
 
-    `tests` is the size of the family of accuracy tests, `rate` their false-alarm rate together.
+    ``tests`` is the size of the family of accuracy tests, ``rate`` their false-alarm rate together.
     """
 
     moves: tuple[Move, ...]
@@ -66,7 +66,7 @@ class CheckReport:
         return any(move.failed for move in self.moves)
 
     def render(self) -> str:
-        """Return the moves as a table, and one line with the outcome, ending in a line break."""
+        """The moves as a table, and one line with the outcome, ending in a line break."""
         failures = sum(move.failed for move in self.moves)
         outcome = f"{'FAILED' if self.failed else 'passed'}: {len(self.cells)} golden cells, "
         outcome += f"{len(self.moves)} moves, {failures} of them regressions; "
@@ -77,7 +77,7 @@ class CheckReport:
         return f"{table}\n\n{outcome}"
 
     def as_json(self) -> dict[str, object]:
-        """Return the report for programs."""
+        """The report for programs."""
         moves = [{**asdict(move), "failed": move.failed} for move in self.moves]
         return {
             "passed": not self.failed,
@@ -101,30 +101,28 @@ class _Tested:
 
 
 def check(folder: RunFolder, golden: RunFolder, *, rate: float = RATE, rtol: float = 1e-3) -> CheckReport:
-    """Compare every cell of `golden` with the cell of the same key in `folder`.
+    """Compare every cell of ``golden`` with the cell of the same key in ``folder``.
 
     A regression is: a rehearsal; another suite, suite version or device class; a cell, task or layer that is
-    missing; accuracy that is worse; a layer objective larger by more than `rtol` relative. Accuracy is worse
-    by McNemar's exact one-sided test, over all samples of a cell together or on one of its tasks (so that a
-    gain elsewhere can't hide a broken task; Spearman tasks by the paired bootstrap). All these tests of all
-    cells are one family under Holm's adjustment: the chance that a run as good as the golden one fails by any
-    of them is at most `rate`. Every other change is listed and does not fail; cells that only `folder` has
-    are not looked at.
+    missing; accuracy that is worse; a layer objective larger by more than ``rtol`` relative. Accuracy is
+    worse by McNemar's exact one-sided test, over all samples of a cell together or on one of its tasks (so
+    that a gain elsewhere cannot hide a broken task; Spearman tasks by the paired bootstrap). All these tests
+    of all cells are one family under Holm's adjustment: the chance that a run as good as the golden one fails
+    by any of them is at most ``rate``. Every other change is listed and does not fail; cells that only
+    ``folder`` has are not looked at.
 
-    Raises
-    ------
-    ResultError
-        where the golden run is empty or damaged, or correctness can't be used or paired.
+    Raises:
+        UserError: the golden run is empty or damaged, or correctness cannot be used or paired.
     """
     if not 0 < rate < 1:
-        raise ResultError(f"false-alarm rate {rate} is out of range; give a number between 0 and 1")
+        raise UserError(f"false-alarm rate {rate} is out of range; give a number between 0 and 1")
     if not 0 <= rtol < float("inf"):
-        raise ResultError(f"relative tolerance {rtol} is out of range; give a finite number, 0 or more")
+        raise UserError(f"relative tolerance {rtol} is out of range; give a finite number, 0 or more")
     expected = golden.records()
     if golden.problems:
-        raise ResultError(f"{golden.path}: damaged golden run: {golden.problems[0]}; restore it")
+        raise UserError(f"{golden.path}: damaged golden run: {golden.problems[0]}; restore it")
     if not expected:
-        raise ResultError(f"{golden.path}: the golden run holds no records; record one first")
+        raise UserError(f"{golden.path}: the golden run holds no records; record one first")
     cells = tuple(_cell(record) for record in expected)
     now = folder.records()
     if foreign := _foreign(folder, now, golden, expected):
@@ -147,7 +145,7 @@ def check(folder: RunFolder, golden: RunFolder, *, rate: float = RATE, rtol: flo
 
 
 def _foreign(folder: RunFolder, now: list[Record], golden: RunFolder, expected: list[Record]) -> Move | None:
-    """Return why the two runs can't be compared at all; None where they can."""
+    """Why the two runs cannot be compared at all; None where they can."""
     if folder.manifest.rehearsal:
         return Move("", "run", "a result", "a rehearsal", "", "rehearsal")
     suites = [f"{run.manifest.suite} version {run.manifest.suite_version}" for run in (golden, folder)]
@@ -189,10 +187,10 @@ def _accuracy(run: Outcomes, tasks: Sequence[str]) -> float:
 
 
 def cell_pvalues(lost: ArrayLike, gained: ArrayLike, side: Side) -> Floats:
-    """Return a cell's p-values (..., 1 + tasks): of all samples together, then of each task.
+    """A cell's p-values (..., 1 + tasks): of all samples together, then of each task.
 
-    `lost` and `gained` (..., tasks) count the samples that only the golden run, or only the run, gets right.
-    "less" is evidence that the run is the worse one.
+    ``lost`` and ``gained`` (..., tasks) count the samples that only the golden run, or only the run, gets
+    right. "less" is evidence that the run is the worse one.
     """
     pairs = [np.asarray(counts) for counts in (gained, lost)]
     first, second = (np.concatenate([x.sum(axis=-1, keepdims=True), x], axis=-1) for x in pairs)
@@ -200,7 +198,7 @@ def cell_pvalues(lost: ArrayLike, gained: ArrayLike, side: Side) -> Floats:
 
 
 def alarms(pvalues: Floats, rate: float) -> NDArray[np.bool_]:
-    """Return which of a family of p-values (..., tests) raise an alarm at a false-alarm rate together."""
+    """Which of a family of p-values (..., tests) raise an alarm at a false-alarm rate together."""
     return np.asarray(holm(pvalues) <= rate)
 
 

@@ -1,7 +1,7 @@
 """Golden runs: where they are kept, and how one is replaced, which needs a reason.
 
-`results/committed/golden/<suite>/v<suite version>-<device>/` holds one run: a results folder, and beside its
-records `history.jsonl`, one line per update: when, why, from which commit, and what moved.
+``results/committed/golden/<suite>/v<suite version>-<device>/`` holds one run: a results folder, and beside
+its records ``history.jsonl``, one line per update: when, why, from which commit, and what moved.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
 
-from epmq.result_errors import ResultError
+from epmq.errors import UserError
 from results.judge.check import check
 from results.judge.verify import verify
 from results.store.files import os_errors, read_bounded, write_atomically
@@ -24,19 +24,17 @@ _MAX_HISTORY = 1 << 25  # bytes
 
 
 def locate(path: Path, folder: RunFolder) -> Path:
-    """Return the golden folder for a run: `path` itself if it is one, else its place under the root `path`.
+    """The golden folder for a run: ``path`` itself if it is one, else its place under the root ``path``.
 
-    Raises
-    ------
-    ResultError
-        where the run has no records, or records of several device classes, so that it has no one place.
+    Raises:
+        UserError: the run has no records, or records of several device classes, so that it has no one place.
     """
     if (path / "manifest.json").exists():
         return path
     devices = sorted({record.device for record in folder.records()})
     if len(devices) != 1:
         found = ", ".join(devices) or "none"
-        raise ResultError(f"{folder.path}: needs records of one device class, not {found}; run on one device")
+        raise UserError(f"{folder.path}: needs records of one device class, not {found}; run on one device")
     return path / folder.manifest.suite / f"v{folder.manifest.suite_version}-{devices[0]}"
 
 
@@ -46,15 +44,13 @@ def update(folder: RunFolder, path: Path, reason: str) -> tuple[Path, dict[str, 
     Records, samples and manifest are copied; the golden folder is replaced as a whole. The entry says what
     moved against the golden run that was there.
 
-    Raises
-    ------
-    ResultError
-        where there is no reason, or the run is a rehearsal, damaged, incomplete, not pinned, of an older
-        schema, or made from code that was not committed.
+    Raises:
+        UserError: there is no reason, or the run is a rehearsal, damaged, incomplete, not pinned, of an older
+            schema, or made from code that was not committed.
     """
     reason = " ".join(reason.split())
     if not reason:
-        raise ResultError("a golden run is only replaced for a reason; say it with --reason TEXT")
+        raise UserError("a golden run is only replaced for a reason; say it with --reason TEXT")
     records = _fit(folder)
     target = locate(path, folder)
     replaced = target.exists()
@@ -76,15 +72,15 @@ def update(folder: RunFolder, path: Path, reason: str) -> tuple[Path, dict[str, 
 
 
 def _moves(folder: RunFolder, old: RunFolder) -> object:
-    """Return what moves by replacing the golden run `old`; refuses that of another suite or version."""
+    """What moves by replacing the golden run ``old``; refuses that of another suite or version."""
     held, new = (f"{run.manifest.suite} version {run.manifest.suite_version}" for run in (old, folder))
     if held != new:
-        raise ResultError(f"{old.path}: holds {held}, the run is of {new}; give another --golden")
+        raise UserError(f"{old.path}: holds {held}, the run is of {new}; give another --golden")
     return check(folder, old).as_json()["moves"]
 
 
 def _fit(folder: RunFolder) -> list[Record]:
-    """Return the records of a run that may become golden; raises a ResultError for any other."""
+    """The records of a run that may become golden; raises a UserError for any other."""
     records = folder.records()
     missing = {cell.key for cell in folder.manifest.cells} - {record.key for record in records}
     unpinned = [record.key for record in records if not record.pinned]
@@ -100,10 +96,10 @@ def _fit(folder: RunFolder) -> list[Record]:
     }
     for fault, found in faults.items():
         if found:
-            raise ResultError(f"{folder.path}: {fault}; a golden run needs a clean, complete, pinned run")
+            raise UserError(f"{folder.path}: {fault}; a golden run needs a clean, complete, pinned run")
     failures = [failure for point in verify(folder).points for failure in point.failures]
     if failures:
-        raise ResultError(f"{folder.path}: fails 'epmq verify': {failures[0]}; run again")
+        raise UserError(f"{folder.path}: fails 'epmq verify': {failures[0]}; run again")
     return records
 
 

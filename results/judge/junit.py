@@ -8,7 +8,7 @@ from results.judge.check import CheckReport, Move
 
 
 def junit(report: CheckReport, name: str) -> bytes:
-    """Return the report as a JUnit document (UTF-8); names are escaped."""
+    """The report as a JUnit document (UTF-8); names are escaped."""
     cells = {cell: [move for move in report.moves if move.cell == cell] for cell in report.cells}
     if elsewhere := [move for move in report.moves if move.cell not in cells]:
         cells = {"the run as a whole": elsewhere, **cells}

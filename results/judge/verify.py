@@ -14,7 +14,7 @@ from typing import Any
 
 from tabulate import tabulate
 
-from epmq.result_errors import ResultError
+from epmq.errors import UserError
 from results.figures.data import data_csv, figure_data
 from results.store import samples
 from results.store.files import os_errors, read_bounded, refuse_link
@@ -40,7 +40,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Report:
-    """What was found in a folder; `notes` are worth knowing and no failures."""
+    """What was found in a folder; ``notes`` are worth knowing and no failures."""
 
     folder: str
     schema: int
@@ -53,11 +53,11 @@ class Report:
         return any(point.failures for point in self.points)
 
     def as_json(self) -> dict[str, Any]:
-        """Return the report as JSON types."""
+        """The report as JSON types."""
         return {"failed": self.failed, **asdict(self)}
 
     def render(self) -> str:
-        """Return the points as a table, the failures and notes, and the outcome; ends in a line break."""
+        """The points as a table, the failures and notes, and the outcome; ends in a line break."""
         rows = [(point.what, point.checked, len(point.failures) or "") for point in self.points]
         lines = [tabulate(rows, ("checked", "number", "failed"), "simple"), ""]
         for point in self.points:
@@ -84,10 +84,8 @@ class _Cell:
 def verify(folder: RunFolder) -> Report:
     """Compute a folder's aggregates, hashes and tables again and compare.
 
-    Raises
-    ------
-    ResultError
-        where the folder can't be read at all; everything less is a failure in the report.
+    Raises:
+        UserError: the folder cannot be read at all; everything less is a failure in the report.
     """
     problems = folder.problems
     cells = [_read(folder, record) for record in folder.records()]
@@ -126,7 +124,7 @@ def _read(folder: RunFolder, record: Record) -> _Cell:
         data = folder.samples_bytes(record.key)
         sha256 = hashlib.sha256(data).hexdigest()
         arrays = samples.decode(data, record)
-    except ResultError as error:
+    except UserError as error:
         return _Cell(record, {}, {}, sha256, str(error))
     references = {
         name.removesuffix(samples.REFERENCE): hashlib.sha256(array.tobytes()).hexdigest()
@@ -228,19 +226,19 @@ def _figures(folder: RunFolder) -> Point:
         with os_errors(folder.path / "figures", "read the figures"):
             refuse_link(folder.path / "figures")
         texts = {data.name: data_csv(data) for data in figure_data(folder)}
-    except ResultError as error:
+    except UserError as error:
         return Point("data of saved figures", len(there), (str(error),))
     failures = [_difference(file, partial(texts.get, file.stem)) for file in there]
     return Point("data of saved figures", len(there), tuple(filter(None, failures)))
 
 
 def _difference(file: Path, made: Callable[[], str | None]) -> str | None:
-    """Return what is wrong with a file that was made from the records."""
+    """What is wrong with a file that was made from the records."""
     try:
         with os_errors(file, "read what was made from the records"):
             stored = read_bounded(file, _MAX_MADE)
         text = made()
-    except ResultError as error:
+    except UserError as error:
         return str(error)
     if text is None or text.encode() != stored:
         return f"{file.name} is not what the records give here; make it again"

@@ -1,6 +1,6 @@
 """The paper's claims C1 to C4, each with a verdict from the cells of a run and the numbers behind it.
 
-E-PMQ has two readings here (see `READINGS`), and each gets a verdict of its own. A claim is tested once for
+E-PMQ has two readings here (see ``READINGS``), and each gets a verdict of its own. A claim is tested once for
 every merge, number of bits and setting that the run has; its verdict for a reading is
 
 - supported: every test passes,
@@ -21,8 +21,7 @@ from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Final
 
-from results.analysis.grouping import Group
-from results.analysis.groups import Run, pairs
+from results.analysis.groups import Group, Run, pairs
 from results.analysis.stats import holm, score, task_pvalues
 from results.paper import ledger
 from results.store.records import LayerResult, Record
@@ -34,9 +33,9 @@ FLOOR: Final = 0.5  # points within which a difference to a published number cou
 
 @dataclass(frozen=True)
 class Finding:
-    """One test of a claim. `value` with its 95 % interval is in the unit that `quantity` names.
+    """One test of a claim. ``value`` with its 95 % interval is in the unit that ``quantity`` names.
 
-    `details` holds the numbers behind it, one entry per task or layer.
+    ``details`` holds the numbers behind it, one entry per task or layer.
     """
 
     reading: str
@@ -64,12 +63,10 @@ class Verdict:
 
 
 def judge(run: Run) -> list[Verdict]:
-    """Return the verdict on each claim.
+    """The verdict on each claim.
 
-    Raises
-    ------
-    ResultError
-        where the samples of a cell can't be used.
+    Raises:
+        UserError: the samples of a cell cannot be used.
     """
     return [_verdict(claim, run) for claim in ledger.claims()]
 
@@ -109,7 +106,7 @@ def gain(run: Run) -> Iterator[Finding]:
 
 
 def paper_gain(record: Record) -> float | None:
-    """Return the paper's E-PMQ minus GPTQ for a cell's suite, merge and bits, in points, if it gives one."""
+    """The paper's E-PMQ minus GPTQ for a cell's suite, merge and bits, in points, if it gives one."""
     for entry in ledger.headlines():
         if (entry.suite, entry.bits) == (record.suite, record.bits) and entry.merge in (None, record.merge):
             return entry.gain
@@ -171,7 +168,7 @@ _RATIOS = ("E/M", "Q/M", "cos", "gptq E/M", "gptq Q/M", "gptq cos")
 
 
 def _layers(records: Sequence[tuple[Record, Record]]) -> list[dict[str, object]]:
-    """Return the layers that both have deviations of, means over seeds."""
+    """The layers that both have deviations of, means over seeds."""
     found = []
     for name in [layer.name for layer in records[0][0].layers]:
         sides = [[_deviations(_layer(pair[side], name)) for pair in records] for side in (0, 1)]
@@ -190,7 +187,7 @@ def _layer(record: Record, name: str) -> LayerResult | None:
 
 
 def _deviations(layer: LayerResult | None) -> tuple[float, float, float] | None:
-    """Return E / M, Q / M and their cosine; None where a deviation is missing or there is none to share."""
+    """E / M, Q / M and their cosine; None where a deviation is missing or there is none to share."""
     if layer is None:
         return None
     E, Q, M = layer.expert_deviation, layer.quantisation_deviation, layer.merging_deviation

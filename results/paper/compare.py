@@ -4,7 +4,7 @@ All values are points (percent). A difference to a published number is
 
 - a match: the two agree to the digit that is printed (0.05 points),
 - within noise: not above the tolerance, the largest of 0.5 points, the known disagreement between public
-  full-precision reproductions of the suite (`ledger.disagreement`) and the half-width of the binomial 95 %
+  full-precision reproductions of the suite (``ledger.disagreement``) and the half-width of the binomial 95 %
   interval of our average,
 - a mismatch: above it,
 - not run: there is no such cell in the run.
@@ -19,8 +19,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from statistics import fmean
 
-from results.analysis.grouping import Group
-from results.analysis.groups import Run
+from results.analysis.groups import Group, Run
 from results.analysis.stats import standard_error
 from results.paper import ledger
 from results.paper.claims import FLOOR, READINGS, Verdict, judge
@@ -35,8 +34,8 @@ _NORMAL = 1.96  # the 97.5 % quantile
 class Line:
     """One published number with ours beside it, in points; None is "not run".
 
-    `merge_stated` is False where the abstract does not say which merge its number is of. `worst_task` is the
-    task that differs most, where the source gives the tasks: its name, the difference, and the known
+    ``merge_stated`` is False where the abstract does not say which merge its number is of. ``worst_task`` is
+    the task that differs most, where the source gives the tasks: its name, the difference, and the known
     disagreement between public reproductions of that task.
     """
 
@@ -58,7 +57,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A run beside the paper; `lines` is empty for a suite that nothing is published on."""
+    """A run beside the paper; ``lines`` is empty for a suite that nothing is published on."""
 
     manifest: Manifest
     lines: tuple[Line, ...]
@@ -88,10 +87,8 @@ class Comparison:
 def compare(folder: RunFolder) -> Comparison:
     """Put a run beside the paper.
 
-    Raises
-    ------
-    ResultError
-        where the samples of a cell can't be used.
+    Raises:
+        UserError: the samples of a cell cannot be used.
     """
     run = Run(folder)
     lines = [*_headline_lines(run), *_bound_lines(run)]
@@ -99,14 +96,14 @@ def compare(folder: RunFolder) -> Comparison:
 
 
 def status(difference: float, tolerance: float) -> str:
-    """Return the status of a difference to a published number, both in points."""
+    """The status of a difference to a published number, both in points."""
     if abs(difference) <= _PRINTED:
         return "match"
     return "within noise" if abs(difference) <= tolerance else "mismatch"
 
 
 def tolerance(suite: str, tasks: dict[str, TaskResult]) -> float:
-    """Return the difference in points up to which an average of `tasks` counts as within noise."""
+    """The difference in points up to which an average of ``tasks`` counts as within noise."""
     return max(FLOOR, ledger.disagreement(suite), 100 * _NORMAL * standard_error(tasks))
 
 
@@ -126,7 +123,7 @@ def _headline_lines(run: Run) -> Iterator[Line]:
 
 
 def _merges(run: Run, entry: ledger.Headline) -> Sequence[str | None]:
-    """Return the merges that a headline number stands beside: its own, or all that were run at its bits."""
+    """The merges that a headline number stands beside: its own, or all that were run at its bits."""
     if entry.merge is not None:
         return [entry.merge]
     firsts = [group[0] for group in run.groups if group[0].kind == "method"]
@@ -157,7 +154,7 @@ def _is_control(group: Group, quantity: ledger.Quantity) -> bool:
 
 
 def _beside(line: Line, group: Group) -> Line:
-    """Return the line with the group's mean over its seeds beside the published number."""
+    """The line with the group's mean over its seeds beside the published number."""
     ours = 100 * fmean(record.average for record in group)
     difference, allowed = ours - line.published, tolerance(line.suite, _tasks(group))
     return replace(
@@ -175,7 +172,7 @@ def _with_worst_task(line: Line, group: Group, bound: ledger.Bound) -> Line:
 
 
 def _tasks(group: Group) -> dict[str, TaskResult]:
-    """Return each task's mean over the group's seeds."""
+    """Each task's mean over the group's seeds."""
     return {
         task: result.model_copy(update={"value": fmean(record.tasks[task].value for record in group)})
         for task, result in group[0].tasks.items()
@@ -183,7 +180,7 @@ def _tasks(group: Group) -> dict[str, TaskResult]:
 
 
 def fields(comparison: Comparison) -> dict[str, object]:
-    """Return the comparison for programs."""
+    """The comparison for programs."""
     manifest = comparison.manifest
     return {
         "suite": manifest.suite,

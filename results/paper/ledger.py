@@ -1,6 +1,6 @@
 """The paper's ledger: its headline numbers and claims, and published full-precision results, with sources.
 
-The data is in `results/paper/`. All values are percent; nothing there was computed or guessed by us.
+The data is in ``results/paper/``. All values are percent; nothing there was computed or guessed by us.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ class Paper(_Form):
 
 
 class Headline(_Form):
-    """A pair of averages that the abstract states. `merge` is None where it does not say which.
+    """A pair of averages that the abstract states. ``merge`` is None where it does not say which.
 
-    `merge_note` and `bits_note` hold the ledger's words where merge or bits are not stated.
+    ``merge_note`` and ``bits_note`` hold the ledger's words where merge or bits are not stated.
     """
 
     id: str
@@ -91,7 +91,7 @@ _NAMES: dict[str, tuple[str, str | None]] = {
 
 
 class Bound(_Form):
-    """One published full-precision result. `suspect`: its average disagrees with its own row."""
+    """One published full-precision result. ``suspect``: its average disagrees with its own row."""
 
     suite: str
     kind: str
@@ -125,33 +125,33 @@ class Bound(_Form):
 
 
 def headlines() -> list[Headline]:
-    """Return the paper's headline numbers."""
+    """The paper's headline numbers."""
     return [Headline(**entry) for entry in _read("headline.json")["headline"]]
 
 
 def paper() -> Paper:
-    """Return which paper it is."""
+    """Which paper it is."""
     return Paper(**_read("headline.json")["paper"])
 
 
 def claims() -> list[Claim]:
-    """Return the paper's claims C1 to C4."""
+    """The paper's claims C1 to C4."""
     return [Claim(**entry) for entry in _read("claims.json")["claims"]]
 
 
 @cache
 def bounds() -> tuple[Bound, ...]:
-    """Return every published full-precision result, in the order of its file."""
+    """Every published full-precision result, in the order of its file."""
     return tuple(Bound(**entry) for entry in _read("bounds.json")["entries"])
 
 
 def suites() -> set[str]:
-    """Return the suites that the paper's headline numbers are of."""
+    """The suites that the paper's headline numbers are of."""
     return {entry.suite for entry in headlines()}
 
 
 def repeats(suite: str) -> dict[Quantity, list[Bound]]:
-    """Return the usable entries of a suite by quantity, the newest software generation first.
+    """The usable entries of a suite by quantity, the newest software generation first.
 
     Suspect entries are left out. Task arithmetic counts per scaling factor; an entry whose source does not
     state the factor is a quantity of its own.
@@ -164,9 +164,9 @@ def repeats(suite: str) -> dict[Quantity, list[Bound]]:
 
 
 def disagreement(suite: str) -> float:
-    """Return the known disagreement between public full-precision reproductions of a suite, in points.
+    """The known disagreement between public full-precision reproductions of a suite, in points.
 
-    It is the largest spread (highest minus lowest average) of a quantity that `repeats` holds more than
+    It is the largest spread (highest minus lowest average) of a quantity that ``repeats`` holds more than
     once: on clip-vit-b32-8 zero-shot and experts (2024 tables, newer files), simple average, task arithmetic
     0.3 (2024 tables, FeatCal's constants) and RegMean++; on clip-vit-l14-8 zero-shot, experts and RegMean++;
     on the suites of 20 tasks zero-shot and experts, whose sources are of one software generation; on
@@ -177,7 +177,7 @@ def disagreement(suite: str) -> float:
 
 
 def task_disagreement(suite: str, task: str) -> float:
-    """Return the same for one task of the suite, in points."""
+    """The same for one task of the suite, in points."""
     spreads = [
         _spread([entry.per_task[task] for entry in entries if task in entry.per_task])
         for entries in repeats(suite).values()

@@ -12,7 +12,7 @@ _NUMBERS = ("ours", "published", "difference", "tolerance", "status")
 
 
 def headline_table(comparison: Comparison) -> Table | None:
-    """Return the paper's headline numbers with ours beside them; None where it has none on the suite."""
+    """The paper's headline numbers with ours beside them; None where it has none on the suite."""
     lines = [line for line in comparison.lines if line.section == "headline"]
     rows = [
         [
@@ -28,7 +28,7 @@ def headline_table(comparison: Comparison) -> Table | None:
 
 
 def bounds_table(comparison: Comparison) -> Table | None:
-    """Return the published full-precision bounds with ours beside them; None where there are none."""
+    """The published full-precision bounds with ours beside them; None where there are none."""
     lines = [line for line in comparison.lines if line.section == "bound"]
     rows = [[*_words(line, ""), _bits(line.bits), *_numbers(line), Text(line.source)] for line in lines]
     caption = "Published full-precision bounds, in percent"
@@ -66,7 +66,7 @@ def _bits(bits: int | None) -> Text:
 
 
 def findings_table(verdict: Verdict) -> Table | None:
-    """Return the tests of a claim with the numbers behind them; None where none could be made."""
+    """The tests of a claim with the numbers behind them; None where none could be made."""
     if not verdict.findings:
         return None
     headers = ("method", "merge", "quantity", "numbers behind it", "passes", "bits", "value", "95 % interval")

@@ -16,7 +16,7 @@ _CSV = (
 
 
 def to_markdown(comparison: Comparison) -> str:
-    """Return the comparison as GitHub's Markdown."""
+    """The comparison as GitHub's Markdown."""
     return "\n".join(_parts(comparison))
 
 
@@ -127,7 +127,7 @@ def _table(headers: Sequence[str], rows: Sequence[Sequence[str]], words: int) ->
 
 
 def to_csv(comparison: Comparison) -> str:
-    """Return every published number and every test of a claim as one row of CSV."""
+    """Every published number and every test of a claim as one row of CSV."""
     same = {"suite": comparison.manifest.suite, "rehearsal": comparison.manifest.rehearsal}
     lines = [
         {**same, "quantity": "average", **{name: value for name, value in vars(line).items() if name in _CSV}}
@@ -148,7 +148,7 @@ def to_csv(comparison: Comparison) -> str:
 
 
 def to_json(comparison: Comparison) -> str:
-    """Return everything, the numbers of each task and layer behind the claims included."""
+    """Everything, the numbers of each task and layer behind the claims included."""
     return json_text(fields(comparison))
 
 

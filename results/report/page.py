@@ -19,7 +19,7 @@ from pydantic import JsonValue
 from results.analysis.rows import Row, comparison
 from results.figures.data import FigureData, data_csv, figure_data
 from results.figures.files import drawn
-from results.figures.svg import adaptive
+from results.figures.style import adaptive
 from results.paper.claims import READINGS
 from results.paper.compare import compare
 from results.paper.report_claims import bounds_table, findings_table, headline_table
@@ -27,9 +27,7 @@ from results.store.files import os_errors, write_atomically
 from results.store.folder import RunFolder
 from results.tables.columns import columns
 from results.tables.comparison import for_people, notes
-from results.tables.formats import Table, Text
-from results.tables.page import environment
-from results.tables.provenance import flat
+from results.tables.formats import Table, Text, environment, flat
 
 
 @dataclass(frozen=True)
@@ -42,12 +40,10 @@ class Picture:
 
 
 def page(folder: RunFolder) -> str:
-    """Return the report of a folder as HTML.
+    """The report of a folder as HTML.
 
-    Raises
-    ------
-    ResultError
-        where the records' samples or the folder's `tuning.json` can't be used.
+    Raises:
+        UserError: the records' samples or the folder's ``tuning.json`` cannot be used.
     """
     rows = comparison(folder)
     beside = compare(folder)
@@ -80,7 +76,7 @@ def page(folder: RunFolder) -> str:
 
 
 def save(folder: RunFolder, path: Path) -> None:
-    """Write the report to the file `path`."""
+    """Write the report to the file ``path``."""
     text = page(folder)
     with os_errors(path, "write the report there"):
         write_atomically(path, text.encode())
@@ -91,7 +87,7 @@ def _resource(name: str) -> str:
 
 
 def _policy(style: str, script: str) -> str:
-    """Return the content security policy: these very styles and scripts, images in the page, nothing else."""
+    """The content security policy: these very styles and scripts, images in the page, nothing else."""
 
     def digest(text: str) -> str:
         return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
@@ -128,7 +124,7 @@ def _facts(folder: RunFolder, rows: Sequence[Row]) -> list[tuple[str, str]]:
 
 
 def _glance(rows: Sequence[Row]) -> Table:
-    """Return the best method of every merge and bits."""
+    """The best method of every merge and bits."""
     found = columns(rows, ("quality", "size"), [])
     wanted = ("merge", "bits", "method", "target", "bits/weight", "average", "recovery", "vs gptq")
     chosen = [next(column for column in found if column.header == name) for name in wanted]
@@ -171,7 +167,7 @@ def _provenance(folder: RunFolder) -> Iterator[tuple[str, Table]]:
 
 
 def _warnings(rows: Sequence[Row]) -> Table | None:
-    """Return every warning of the records and their layers once, or None where there are none."""
+    """Every warning of the records and their layers once, or None where there are none."""
     cells = []
     for row in rows:
         bits = f"{row.bits} bits" if row.bits else "full precision"

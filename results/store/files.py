@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, Literal
 
-from epmq.result_errors import ResultError
+from epmq.errors import UserError
 
 _REMEDY = {
     errno.ENOSPC: "free some space or choose another folder",
@@ -29,23 +29,23 @@ _REMEDY = {
 
 @contextlib.contextmanager
 def os_errors(path: Path, action: str) -> Iterator[None]:
-    """Turn an `OSError` inside the block into a `ResultError` that says what could not be done."""
+    """Turn an ``OSError`` inside the block into a ``UserError`` that says what could not be done."""
     try:
         yield
     except OSError as error:
         remedy = _REMEDY.get(error.errno or 0, "check the path or choose another folder")
         reason = "it is a link" if error.errno == errno.ELOOP else error.strerror or error
-        raise ResultError(f"{path}: cannot {action}: {reason}; {remedy}") from error
+        raise UserError(f"{path}: cannot {action}: {reason}; {remedy}") from error
 
 
 def refuse_link(path: Path) -> None:
-    """Raise an `OSError` (ELOOP) where `path` is a symbolic link."""
+    """Raise an ``OSError`` (ELOOP) where ``path`` is a symbolic link."""
     if path.is_symlink():
         raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
 
 
 def read_bounded(path: Path, limit: int) -> bytes:
-    """Return the content of a regular file of at most `limit` bytes; raises an `OSError` for any other."""
+    """The content of a regular file of at most ``limit`` bytes; raises an ``OSError`` for any other."""
     with _open_regular(path, "rb") as file:
         data = file.read(limit + 1)
     if len(data) > limit:
@@ -65,7 +65,7 @@ def _open_regular(path: Path, mode: Literal["rb", "ab+"]) -> BinaryIO:
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Replace the file `path` by `data`: after a kill or a crash it holds the old bytes or the new."""
+    """Replace the file ``path`` by ``data``: after a kill or a crash it holds the old bytes or the new."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         temporary.unlink(missing_ok=True)
@@ -85,7 +85,7 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 @contextlib.contextmanager
 def locked(path: Path, mode: Literal["rb", "ab+"]) -> Iterator[BinaryIO]:
-    """Open `path` under an advisory lock: shared for "rb", exclusive for "ab+"."""
+    """Open ``path`` under an advisory lock: shared for "rb", exclusive for "ab+"."""
     with _open_regular(path, mode) as file:
         fcntl.flock(file, fcntl.LOCK_SH if mode == "rb" else fcntl.LOCK_EX)
         yield file  # closing the file releases the lock

@@ -1,10 +1,10 @@
-"""A folder of results: `manifest.json`, `records.jsonl` and `samples/<key>.npz`.
+"""A folder of results: ``manifest.json``, ``records.jsonl`` and ``samples/<key>.npz``.
 
-Several processes may append to one folder at the same time. A kill at any moment loses no finished
-record: correctness is in place before the record's line, a line counts once its line break is written,
-and a torn last line is removed before the next one. The locks are `flock` on `records.jsonl` (POSIX only).
+Several processes may append to one folder at the same time. A kill at any moment loses no finished record:
+correctness is in place before the record's line, a line counts once its line break is written, and a torn
+last line is removed before the next one. The locks are ``flock`` on ``records.jsonl`` (POSIX only).
 
-Each record holds the SHA-256 of its file of samples and of itself, which `results.judge.verify` compares.
+Each record holds the SHA-256 of its file of samples and of itself, which ``results.judge.verify`` compares.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import BinaryIO, Final
 
 from numpy.typing import ArrayLike
 
-from epmq.result_errors import ResultError
+from epmq.errors import UserError
 from results.store import migrate, samples
 from results.store.files import locked, os_errors, read_bounded, refuse_link, write_atomically
 from results.store.records import SCHEMA, Manifest, Record
@@ -30,9 +30,9 @@ _MAX_PROBLEMS: Final = 1000
 
 
 class RunFolder:
-    """The records of one run of one suite version. Use `RunFolder.open`.
+    """The records of one run of one suite version. Use ``RunFolder.open``.
 
-    `schema` is the version that the folder is stored in; one older than the present is only read.
+    ``schema`` is the version that the folder is stored in; one older than the present is only read.
     """
 
     def __init__(self, path: Path, manifest: Manifest, schema: int = SCHEMA) -> None:
@@ -45,16 +45,14 @@ class RunFolder:
     def open(
         cls, path: str | os.PathLike[str], manifest: Manifest | None = None, *, create: bool = False
     ) -> RunFolder:
-        """Open the folder `path`; with a manifest it must be of its suite, version and schema.
+        """Open the folder ``path``; with a manifest it must be of its suite, version and schema.
 
-        With `create` (needs a manifest) the folder is made where it is missing, and tried for writing;
+        With ``create`` (needs a manifest) the folder is made where it is missing, and tried for writing;
         in an existing folder the manifest's asked cells are added to those it already lists.
 
-        Raises
-        ------
-        ResultError
-            where there is no usable folder, it belongs to another suite, suite version or schema, holds
-            a rehearsal where results are asked for or the reverse, or it can't be written.
+        Raises:
+            UserError: there is no usable folder, it belongs to another suite, suite version or schema, holds
+                a rehearsal where results are asked for or the reverse, or it cannot be written.
         """
         path = Path(path)
         if create:
@@ -69,11 +67,11 @@ class RunFolder:
 
     @property
     def problems(self) -> list[str]:
-        """What is wrong with the lines of `records.jsonl`, as `records.jsonl:17: what is wrong`."""
+        """What is wrong with the lines of ``records.jsonl``, as ``records.jsonl:17: what is wrong``."""
         return self._read()[1]
 
     def records(self) -> list[Record]:
-        """Return the undamaged records in file order; where a key is repeated the last one counts."""
+        """The undamaged records in file order; where a key is repeated the last one counts."""
         return self._read()[0]
 
     def append(
@@ -84,23 +82,21 @@ class RunFolder:
     ) -> None:
         """Add a finished cell and its outcomes, arrays (samples,); the stored record holds their hash.
 
-        `correct` has a boolean or 0/1 array per task of accuracy. `predictions` has, by the names
-        `TASK@prediction` and `TASK@reference`, the numbers of every task of Spearman's rho and, as far as
+        ``correct`` has a boolean or 0/1 array per task of accuracy. ``predictions`` has, by the names
+        ``TASK@prediction`` and ``TASK@reference``, the numbers of every task of Spearman's rho and, as far as
         they are to be kept, the predicted classes of the other tasks.
 
-        Raises
-        ------
-        ResultError
-            where the folder is of an older schema, the record belongs to another suite version, the
-            arrays do not agree with it, or the disk refuses.
+        Raises:
+            UserError: the folder is of an older schema, the record belongs to another suite version, the
+                arrays do not agree with it, or the disk refuses.
         """
         _may_be_extended(self.path, self.manifest, self.schema, self.manifest)
         if (record.suite, record.suite_version) != (self.manifest.suite, self.manifest.suite_version):
-            raise ResultError(f"record {record.key}: {_foreign(record, self.manifest)}")
+            raise UserError(f"record {record.key}: {_foreign(record, self.manifest)}")
         try:
             data = samples.encode(samples.checked(record, correct, predictions or {}))
-        except ResultError as error:
-            raise ResultError(f"record {record.key}: {error}") from error
+        except UserError as error:
+            raise UserError(f"record {record.key}: {error}") from error
         record = record.sealed(hashlib.sha256(data).hexdigest())
         line = record.to_json().encode() + b"\n"
         with os_errors(self.path, "write results there"):
@@ -115,30 +111,28 @@ class RunFolder:
         self._by_key[record.key] = record
 
     def correct(self, key: str) -> samples.Correct:
-        """Return boolean arrays (samples,) by task of accuracy: which test samples the cell got right.
+        """Boolean arrays (samples,) by task of accuracy: which test samples the cell got right.
 
-        Raises
-        ------
-        ResultError
-            where the folder has no such record, or its file is missing, damaged, holds a pickle, or
-            disagrees with the record.
+        Raises:
+            UserError: the folder has no such record, or its file is missing, damaged, holds a pickle, or
+                disagrees with the record.
         """
         return {name: array.astype(bool) for name, array in self._arrays(key).items() if "@" not in name}
 
     def predictions(self, key: str) -> samples.Arrays:
-        """Return arrays (samples,) by `TASK@prediction` and `TASK@reference`, as far as they are stored.
+        """Arrays (samples,) by ``TASK@prediction`` and ``TASK@reference``, as far as they are stored.
 
         Spearman's rho has float64 predictions and references, accuracy int32 predicted classes. Raises
-        as `correct` does.
+        as ``correct`` does.
         """
         return {name: array for name, array in self._arrays(key).items() if "@" in name}
 
     def samples_bytes(self, key: str) -> bytes:
-        """Return the file of samples of the record `key` as it is; raises as `correct` does."""
+        """The file of samples of the record ``key`` as it is; raises as ``correct`` does."""
         if key not in self._by_key:
             self._read()
         if key not in self._by_key:  # only keys of valid records pass, so none leads out of the folder
-            raise ResultError(f"{self.path}: holds no record with key {key!r}")
+            raise UserError(f"{self.path}: holds no record with key {key!r}")
         with os_errors(self._samples(key), "be read as per-sample correctness"):
             refuse_link(self.path / "samples")
             return read_bounded(self._samples(key), samples.largest(self._by_key[key]))
@@ -147,8 +141,8 @@ class RunFolder:
         data = self.samples_bytes(key)
         try:
             return samples.decode(data, self._by_key[key])
-        except ResultError as error:
-            raise ResultError(f"{self._samples(key)}: {error}") from error
+        except UserError as error:
+            raise UserError(f"{self._samples(key)}: {error}") from error
 
     def _samples(self, key: str) -> Path:
         return self.path / "samples" / f"{key}.npz"
@@ -157,14 +151,12 @@ class RunFolder:
         self._by_key, problems = {}, []
         with os_errors(self.path, "read records.jsonl"), locked(self.path / "records.jsonl", "rb") as file:
             if os.fstat(file.fileno()).st_size > _MAX_RECORDS:
-                raise ResultError(
-                    f"{self.path}: records.jsonl is larger than {_MAX_RECORDS} bytes; restore it"
-                )
+                raise UserError(f"{self.path}: records.jsonl is larger than {_MAX_RECORDS} bytes; restore it")
             for number, line in enumerate(_lines(file), start=1):
                 if problem := self._take(line):
                     problems.append(f"records.jsonl:{number}: {problem}")
                 if len(problems) > _MAX_PROBLEMS:
-                    raise ResultError(
+                    raise UserError(
                         f"{self.path}: records.jsonl has more than {_MAX_PROBLEMS} damaged lines, "
                         f"the first is {problems[0]}; restore it"
                     )
@@ -172,7 +164,7 @@ class RunFolder:
 
     def _refuse_endless(self, file: BinaryIO) -> None:
         if os.fstat(file.fileno()).st_size > _MAX_RECORDS:
-            raise ResultError(f"{self.path}: records.jsonl is larger than {_MAX_RECORDS} bytes; restore it")
+            raise UserError(f"{self.path}: records.jsonl is larger than {_MAX_RECORDS} bytes; restore it")
 
     def _take(self, line: bytes) -> str | None:
         """Take one line in; return what is wrong with it."""
@@ -182,7 +174,7 @@ class RunFolder:
             return "unfinished last line, from a kill; skipped"
         try:
             record = self._parse(line)
-        except ResultError as error:
+        except UserError as error:
             return f"{error}; skipped"
         repeated = self._by_key.pop(record.key, None) is not None
         self._by_key[record.key] = record
@@ -191,10 +183,10 @@ class RunFolder:
     def _parse(self, line: bytes) -> Record:
         stored = migrate.parse(line)
         if stored["schema"] != self.schema:
-            raise ResultError(f"is of schema {stored['schema']}, the folder of schema {self.schema}")
+            raise UserError(f"is of schema {stored['schema']}, the folder of schema {self.schema}")
         record = Record.from_stored(stored)
         if (record.suite, record.suite_version) != (self.manifest.suite, self.manifest.suite_version):
-            raise ResultError(_foreign(record, self.manifest))
+            raise UserError(_foreign(record, self.manifest))
         return record
 
 
@@ -239,14 +231,14 @@ def _create(path: Path, manifest: Manifest) -> Manifest:
             if manifest == stored:
                 return stored
         elif file.tell():
-            raise ResultError(f"{path}: holds records without a manifest.json; choose another --out")
+            raise UserError(f"{path}: holds records without a manifest.json; choose another --out")
         data = json.dumps(json.loads(manifest.to_json()), indent=2, sort_keys=True)
         write_atomically(path / "manifest.json", data.encode() + b"\n")
     return manifest
 
 
 def _with_cells(stored: Manifest, manifest: Manifest) -> Manifest:
-    """Return `stored` with the cells that `manifest` asks for beside its own."""
+    """``stored`` with the cells that ``manifest`` asks for beside its own."""
     known = {cell.key for cell in stored.cells}
     added = [cell.model_dump(exclude_unset=True) for cell in manifest.cells if cell.key not in known]
     if not added:
@@ -256,31 +248,31 @@ def _with_cells(stored: Manifest, manifest: Manifest) -> Manifest:
 
 
 def _read_manifest(path: Path) -> tuple[Manifest, int]:
-    """Return the manifest and the schema that it is stored in."""
+    """The manifest and the schema that it is stored in."""
     file = path / "manifest.json"
     with os_errors(path, "read manifest.json"):
         if path.is_dir() and not os.path.lexists(file):
-            raise ResultError(f"{path}: is not a folder of results, it has no manifest.json; check the path")
+            raise UserError(f"{path}: is not a folder of results, it has no manifest.json; check the path")
         data = read_bounded(file, _MAX_MANIFEST)
     try:
         stored = migrate.parse(data)
         return Manifest.from_stored(stored), stored["schema"]
-    except ResultError as error:
-        raise ResultError(f"{file}: {error}; choose another --out") from error
+    except UserError as error:
+        raise UserError(f"{file}: {error}; choose another --out") from error
 
 
 def _may_be_extended(path: Path, stored: Manifest, schema: int, asked: Manifest) -> None:
     if schema != SCHEMA:
-        raise ResultError(
+        raise UserError(
             f"{path}: holds results of schema {schema}, which can be read but not added to (new ones are of "
             f"schema {SCHEMA}); choose another --out"
         )
     if (stored.suite, stored.suite_version) != (asked.suite, asked.suite_version):
-        raise ResultError(
+        raise UserError(
             f"{path}: holds results of {stored.suite} version {stored.suite_version}, "
             f"asked for {asked.suite} version {asked.suite_version}; choose another --out"
         )
     if stored.rehearsal != asked.rehearsal:
         kinds = {True: "a rehearsal", False: "results"}
         found, wanted = kinds[stored.rehearsal], kinds[asked.rehearsal]
-        raise ResultError(f"{path}: holds {found}, asked for {wanted}; choose another --out")
+        raise UserError(f"{path}: holds {found}, asked for {wanted}; choose another --out")

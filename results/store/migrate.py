@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from pydantic_core import from_json
 
-from epmq.result_errors import ResultError
+from epmq.errors import UserError
 
 SCHEMA: Final = 2
 
@@ -31,10 +31,10 @@ def _manifest_1_to_2(manifest: Stored) -> Stored:
 
 
 def _with(stored: Stored, version: int, new: Stored) -> Stored:
-    """Return `stored` as `version`, with its `new` fields, which an older file can't hold."""
+    """``stored`` as ``version``, with its ``new`` fields, which an older file cannot hold."""
     for field in new:
         if field in stored:
-            raise ResultError(f"schema {version - 1} has no field {field!r}")
+            raise UserError(f"schema {version - 1} has no field {field!r}")
     return {**stored, "schema": version, **new}
 
 
@@ -43,35 +43,31 @@ MANIFEST: Final[Mapping[int, Step]] = {1: _manifest_1_to_2}
 
 
 def parse(data: bytes) -> Stored:
-    """Return the JSON object `data`, which must name a schema that is known here.
+    """The JSON object ``data``, which must name a schema that is known here.
 
-    Raises
-    ------
-    ResultError
-        where it is no JSON (NaN, Infinity and more than 200 levels included), no object, or of an
-        unknown schema.
+    Raises:
+        UserError: it is no JSON (NaN, Infinity and more than 200 levels included), no object, or of an
+            unknown schema.
     """
     try:
         stored = from_json(data, allow_inf_nan=False)
     except ValueError as error:
-        raise ResultError(f"Invalid JSON: {error}") from error
+        raise UserError(f"Invalid JSON: {error}") from error
     if not isinstance(stored, dict):
-        raise ResultError(f"Input should be an object, not {type(stored).__name__}")
+        raise UserError(f"Input should be an object, not {type(stored).__name__}")
     if "schema" not in stored:
-        raise ResultError("schema: Field required")
+        raise UserError("schema: Field required")
     version = stored["schema"]
     if type(version) is not int or not 1 <= version <= SCHEMA:
-        raise ResultError(f"schema: must be a whole number from 1 to {SCHEMA}, not {str(version)[:40]!r}")
+        raise UserError(f"schema: must be a whole number from 1 to {SCHEMA}, not {str(version)[:40]!r}")
     return stored
 
 
 def migrated(stored: Stored, steps: Mapping[int, Step]) -> Stored:
-    """Return an object of any known schema as one of the present schema.
+    """An object of any known schema as one of the present schema.
 
-    Raises
-    ------
-    ResultError
-        where it holds a field of a newer schema than its own.
+    Raises:
+        UserError: it holds a field of a newer schema than its own.
     """
     while stored["schema"] != SCHEMA:
         stored = steps[stored["schema"]](stored)

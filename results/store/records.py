@@ -1,7 +1,7 @@
-"""What a run writes down: one `Record` per cell, and the `Manifest` of the folder.
+"""What a run writes down: one ``Record`` per cell, and the ``Manifest`` of the folder.
 
 The models are frozen, refuse unknown fields, and hold finite numbers only. In JSON the field
-`schema_version` is called `schema`; `results/store/schema/` holds the JSON Schemas.
+``schema_version`` is called ``schema``; ``results/store/schema/`` holds the JSON Schemas.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from pydantic import (
     model_validator,
 )
 
-from epmq.result_errors import ResultError
+from epmq.errors import UserError
 from results.store import migrate
 from results.store.migrate import SCHEMA as SCHEMA
 
@@ -33,7 +33,7 @@ MAX_SAMPLES: Final = 10_000_000  # of a cell's tasks together; what bounds the m
 
 
 def printable(name: str) -> str:
-    """Return `name`; raises ValueError where it holds what is not printed, a line break for instance."""
+    """``name``; raises ValueError where it holds what is not printed, a line break for instance."""
     if not name.isprintable():  # a line break in a name would break every table
         raise ValueError("must hold printable characters only")
     return name
@@ -80,37 +80,35 @@ class _Versioned(_Model):
     _steps: ClassVar[Mapping[int, migrate.Step]]
 
     def to_json(self) -> str:
-        """Return the model as one line of JSON with sorted keys, without a line break."""
+        """The model as one line of JSON with sorted keys, without a line break."""
         data = self.model_dump(mode="json", by_alias=True)
         return json.dumps(data, sort_keys=True, allow_nan=False, separators=(",", ":"))
 
     @classmethod
     def from_json(cls, data: bytes) -> Self:
-        """Return the model from strict JSON that names its schema, this one or an older one.
+        """The model from strict JSON that names its schema, this one or an older one.
 
-        Raises
-        ------
-        ResultError
-            with the first complaint, on one line.
+        Raises:
+            UserError: with the first complaint, on one line.
         """
         return cls.from_stored(migrate.parse(data))
 
     @classmethod
     def from_stored(cls, stored: migrate.Stored) -> Self:
-        """Return the model from what `migrate.parse` returned; raises as `from_json` does."""
+        """The model from what ``migrate.parse`` returned; raises as ``from_json`` does."""
         current = migrate.migrated(stored, cls._steps)
         try:
             data = json.dumps(current, allow_nan=False)
         except ValueError as error:  # 1e999 is JSON, and infinite
-            raise ResultError("holds a number that is not finite") from error
+            raise UserError("holds a number that is not finite") from error
         try:
             return cls.model_validate_json(data, strict=True)
         except ValidationError as error:
-            raise ResultError(complaint(error)) from error
+            raise UserError(complaint(error)) from error
 
     @classmethod
     def published_schema(cls) -> str:
-        """Return the JSON Schema of this version, as `results/store/schema/` holds it."""
+        """The JSON Schema of this version, as ``results/store/schema/`` holds it."""
         schema: dict[str, Any] = cls.model_json_schema()
         schema["required"] = ["schema", *schema["required"]]  # files must name it
         schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
@@ -118,7 +116,7 @@ class _Versioned(_Model):
 
 
 class TaskResult(_Model):
-    """One task's `value` over `samples` test samples: accuracy in [0, 1], Spearman's rho in [-1, 1]."""
+    """One task's ``value`` over ``samples`` test samples: accuracy in [0, 1], Spearman's rho in [-1, 1]."""
 
     metric: Literal["accuracy", "spearman"] = "accuracy"
     value: Annotated[float, Field(ge=-1, le=1)]
@@ -132,7 +130,7 @@ class TaskResult(_Model):
 
 
 class LayerResult(_Model):
-    """One layer of shape (rows, columns), and `objective` = tr((Q - C) H (Q - C)^T)."""
+    """One layer of shape (rows, columns), and ``objective`` = tr((Q - C) H (Q - C)^T)."""
 
     name: Name
     rows: Positive
@@ -151,12 +149,12 @@ class LayerResult(_Model):
 
 
 class Record(_Versioned):
-    """One cell of a comparison. `key` is the hash of everything that can change its numbers.
+    """One cell of a comparison. ``key`` is the hash of everything that can change its numbers.
 
-    `average` is the unweighted mean of the tasks' values, `normalised` the mean over tasks of the value
-    divided by the expert's value. Times are seconds by phase, sizes are bytes. `pinned`: every checkpoint
-    and data set behind it is named by its hash or commit. `samples_sha256` is the hash of the file of
-    samples, `record_sha256` that of the record itself (see `digest`); None before it is in a folder, and
+    ``average`` is the unweighted mean of the tasks' values, ``normalised`` the mean over tasks of the value
+    divided by the expert's value. Times are seconds by phase, sizes are bytes. ``pinned``: every checkpoint
+    and data set behind it is named by its hash or commit. ``samples_sha256`` is the hash of the file of
+    samples, ``record_sha256`` that of the record itself (see ``digest``); None before it is in a folder, and
     in records of schema 1.
     """
 
@@ -203,11 +201,11 @@ class Record(_Versioned):
         return self
 
     def digest(self) -> str:
-        """Return the SHA-256 of the record's JSON, all but the field `record_sha256`."""
+        """The SHA-256 of the record's JSON, all but the field ``record_sha256``."""
         return hashlib.sha256(self.model_copy(update={"record_sha256": None}).to_json().encode()).hexdigest()
 
     def sealed(self, samples_sha256: str) -> Record:
-        """Return the record with the hash of its samples' file and its own."""
+        """The record with the hash of its samples' file and its own."""
         record = self.model_copy(update={"samples_sha256": samples_sha256})
         return record.model_copy(update={"record_sha256": record.digest()})
 
@@ -231,8 +229,8 @@ _CELLS = TypeAdapter(list[AskedCell])
 class Manifest(_Versioned):
     """What a folder of results was asked for, in which environment, from which revisions.
 
-    `asked` holds the command's options; its optional entry `cells` lists every cell that was asked for.
-    `rehearsal`: made-up data or checkpoints stood in for the suite's, so that no number is a result.
+    ``asked`` holds the command's options; its optional entry ``cells`` lists every cell that was asked for.
+    ``rehearsal``: made-up data or checkpoints stood in for the suite's, so that no number is a result.
     """
 
     _steps: ClassVar[Mapping[int, migrate.Step]] = migrate.MANIFEST
@@ -259,7 +257,7 @@ class Manifest(_Versioned):
 
 
 def complaint(error: ValidationError) -> str:
-    """Return the first complaint on one line, as `field: what is wrong`, with the value if it is short."""
+    """The first complaint on one line, as ``field: what is wrong``, with the value if it is short."""
     first = error.errors(include_url=False)[0]
     where = ".".join(_quotable(str(part)) for part in first["loc"])
     message = _quotable(" ".join(first["msg"].removeprefix("Value error, ").split()), 300)
@@ -270,6 +268,6 @@ def complaint(error: ValidationError) -> str:
 
 
 def _quotable(text: str, length: int = 80) -> str:
-    """Return text from a file without what a terminal could obey, and not too long to read."""
+    """Text from a file without what a terminal could obey, and not too long to read."""
     shown = "".join(letter if letter.isprintable() else "?" for letter in text)
     return shown if len(shown) <= length else shown[:length] + "..."

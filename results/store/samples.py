@@ -1,11 +1,11 @@
 """Per-sample outcomes as a file: an npz archive of arrays (samples,) in data set order.
 
-A task of accuracy has the array `TASK` (uint8, 1 where the sample is right), and may have
-`TASK@prediction` (int32, the predicted class). A task of Spearman's rho has `TASK@prediction` and
-`TASK@reference` (float64) instead.
+A task of accuracy has the array ``TASK`` (uint8, 1 where the sample is right), and may have
+``TASK@prediction`` (int32, the predicted class). A task of Spearman's rho has ``TASK@prediction`` and
+``TASK@reference`` (float64) instead.
 
-The archive is written entry by entry, because `numpy.savez` takes names as keyword arguments and so can't
-store a task called `file`. `numpy.load(path, allow_pickle=False)` reads it. Reading it here takes no more
+The archive is written entry by entry, because ``numpy.savez`` takes names as keyword arguments and so cannot
+store a task called ``file``. ``numpy.load(path, allow_pickle=False)`` reads it. Reading it here takes no more
 memory than the record's sample counts ask for, whatever the archive declares.
 """
 
@@ -20,7 +20,7 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from epmq.result_errors import ResultError
+from epmq.errors import UserError
 from results.store.records import Record, TaskResult
 
 Correct = dict[str, NDArray[np.bool_]]
@@ -36,7 +36,7 @@ _TOLERANCE = 1e-9
 
 
 def encode(arrays: Mapping[str, NDArray[np.generic]]) -> bytes:
-    """Return the archive of the arrays (samples,), the same bytes for the same arrays."""
+    """The archive of the arrays (samples,), the same bytes for the same arrays."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
         for name in sorted(arrays):
@@ -49,18 +49,16 @@ def encode(arrays: Mapping[str, NDArray[np.generic]]) -> bytes:
 
 
 def largest(record: Record) -> int:
-    """Return the size in bytes that no archive of the record exceeds, however badly it is compressed."""
+    """The size in bytes that no archive of the record exceeds, however badly it is compressed."""
     per_sample = 1 + 8 + 8  # a boolean, a float64 prediction and a float64 reference
     return sum(per_sample * task.samples + 10_000 for task in record.tasks.values())
 
 
 def decode(data: bytes, record: Record) -> Arrays:
-    """Return the arrays of an archive, checked against `record`; boolean where they say what is right.
+    """The arrays of an archive, checked against ``record``; boolean where they say what is right.
 
-    Raises
-    ------
-    ResultError
-        where the archive is damaged, holds a pickle, or does not agree with the record.
+    Raises:
+        UserError: the archive is damaged, holds a pickle, or does not agree with the record.
     """
     tasks = {name: task for task in record.tasks for name in _names(task)}
     try:
@@ -68,19 +66,19 @@ def decode(data: bytes, record: Record) -> Arrays:
             names = [entry.filename for entry in archive.infolist()]
             found = [name.removesuffix(".npy") for name in names]
             if len(set(found)) != len(found) or not set(found) <= set(tasks):
-                raise ResultError(
+                raise UserError(
                     f"holds arrays {_listed(found)}, its record has tasks {_listed(record.tasks)}"
                 )
             arrays = {
                 name: _entry(archive, file, record.tasks[tasks[name]].samples)
                 for name, file in zip(found, names, strict=True)
             }
-    except ResultError:
+    except UserError:
         raise
     # RuntimeError: an entry that asks for a password
     except (OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
         reason = "".join(x if x.isprintable() else "?" for x in " ".join(str(error).split()))[:200]
-        raise ResultError(f"cannot be read as per-sample correctness ({reason}); run again") from error
+        raise UserError(f"cannot be read as per-sample correctness ({reason}); run again") from error
     correct = {name: array for name, array in arrays.items() if "@" not in name}
     return checked(record, correct, {name: array for name, array in arrays.items() if "@" in name})
 
@@ -95,7 +93,7 @@ def _listed(names: object) -> str:
 
 
 def _entry(archive: zipfile.ZipFile, name: str, samples: int) -> NDArray[np.generic]:
-    """Return one array, after its declared shape and type are seen to be the expected ones."""
+    """One array, after its declared shape and type are seen to be the expected ones."""
     task = name.removesuffix(".npy")
     if archive.getinfo(name).compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise ValueError(f"{task} is compressed by another method than deflate")
@@ -107,7 +105,7 @@ def _entry(archive: zipfile.ZipFile, name: str, samples: int) -> NDArray[np.gene
         if header is None:  # pickles among them, whose type is |O
             raise ValueError(f"{task} is not declared as one row of numbers")
         if int(header["samples"]) != samples:
-            raise ResultError(f"{task} has shape ({int(header['samples'])},), expected ({samples},)")
+            raise UserError(f"{task} has shape ({int(header['samples'])},), expected ({samples},)")
         dtype = np.dtype(header["dtype"].decode())
         array: NDArray[np.generic] = np.frombuffer(entry.read(samples * dtype.itemsize), dtype)
         if array.size != samples:
@@ -118,23 +116,21 @@ def _entry(archive: zipfile.ZipFile, name: str, samples: int) -> NDArray[np.gene
 
 
 def checked(record: Record, correct: Mapping[str, ArrayLike], predictions: Mapping[str, ArrayLike]) -> Arrays:
-    """Return all arrays (samples,) in the types that are stored, after comparing them with `record`.
+    """All arrays (samples,) in the types that are stored, after comparing them with ``record``.
 
-    `correct` holds one array per task of accuracy; `predictions` holds the arrays named with an @.
+    ``correct`` holds one array per task of accuracy; ``predictions`` holds the arrays named with an @.
 
-    Raises
-    ------
-    ResultError
-        where tasks, sample counts, types or values are not the record's.
+    Raises:
+        UserError: tasks, sample counts, types or values are not the record's.
     """
     ranked = {task for task, result in record.tasks.items() if result.metric == "spearman"}
     needed = {task + kind for task in ranked for kind in (PREDICTION, REFERENCE)}
     optional = {task + PREDICTION for task in record.tasks}
     if set(correct) != set(record.tasks) - ranked:
         expected = sorted(set(record.tasks) - ranked)
-        raise ResultError(f"holds tasks {_listed(correct)}, its record {expected}")
+        raise UserError(f"holds tasks {_listed(correct)}, its record {expected}")
     if not needed <= set(predictions) <= needed | optional:
-        raise ResultError(
+        raise UserError(
             f"holds predictions {_listed(predictions)}, its record asks for {sorted(needed)} "
             f"and allows TASK{PREDICTION} of its tasks"
         )
@@ -146,7 +142,7 @@ def checked(record: Record, correct: Mapping[str, ArrayLike], predictions: Mappi
     for task, result in record.tasks.items():
         value = score(arrays, task, result)
         if abs(value - result.value) > _TOLERANCE:
-            raise ResultError(f"{task} has {result.metric} {value!r}, its record {result.value!r}")
+            raise UserError(f"{task} has {result.metric} {value!r}, its record {result.value!r}")
     return arrays
 
 
@@ -154,29 +150,29 @@ def _typed(
     name: str, array: NDArray[np.generic], result: TaskResult, *, is_correctness: bool
 ) -> NDArray[np.generic]:
     if array.shape != (result.samples,):
-        raise ResultError(f"{name} has shape {array.shape}, expected ({result.samples},)")
+        raise UserError(f"{name} has shape {array.shape}, expected ({result.samples},)")
     if is_correctness:
         if array.dtype.kind not in "bui" or not np.isin(array, (0, 1)).all():
-            raise ResultError(f"{name} holds values other than 0 and 1")
+            raise UserError(f"{name} holds values other than 0 and 1")
         return array.astype(np.bool_)
     if result.metric == "spearman":
         if array.dtype.kind not in "uif" or not np.isfinite(array.astype(np.float64)).all():
-            raise ResultError(f"{name} holds values other than finite numbers")
+            raise UserError(f"{name} holds values other than finite numbers")
         return array.astype(np.float64)
     if array.dtype.kind not in "ui" or not (np.abs(array.astype(np.float64)) < 2**31).all():
-        raise ResultError(f"{name} holds values other than classes, which are whole numbers of 32 bits")
+        raise UserError(f"{name} holds values other than classes, which are whole numbers of 32 bits")
     return array.astype(np.int32)
 
 
 def score(arrays: Mapping[str, NDArray[np.generic]], task: str, result: TaskResult) -> float:
-    """Return a task's value from its per-sample arrays: the share of right samples, or Spearman's rho."""
+    """A task's value from its per-sample arrays: the share of right samples, or Spearman's rho."""
     if result.metric == "accuracy":
         return float(arrays[task].astype(np.bool_).mean())
     return spearman(arrays[task + PREDICTION], arrays[task + REFERENCE])
 
 
 def spearman(prediction: NDArray[np.generic], reference: NDArray[np.generic]) -> float:
-    """Return Spearman's rank correlation (ties share their mean rank) of arrays (samples,).
+    """Spearman's rank correlation (ties share their mean rank) of arrays (samples,).
 
     Where one of them is constant it is undefined; 0 stands for that, as a prediction that says nothing.
     """

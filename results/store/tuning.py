@@ -1,4 +1,4 @@
-"""The label-free search for the anchor that a results folder may hold, `tuning.json`."""
+"""The label-free search for the anchor that a results folder may hold, ``tuning.json``."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from epmq.result_errors import ResultError
+from epmq.errors import UserError
 from results.store.files import os_errors, read_bounded
 from results.store.folder import RunFolder
 from results.store.records import Name, Real
@@ -15,7 +15,7 @@ _LARGEST = 10_000_000
 
 
 class Trial(BaseModel):
-    """One setting and its `distance` to the experts' features. Further fields are its other settings."""
+    """One setting and its ``distance`` to the experts' features. Further fields are its other settings."""
 
     model_config = ConfigDict(frozen=True, extra="allow", allow_inf_nan=False)
 
@@ -31,12 +31,10 @@ _TRIALS = TypeAdapter(list[Trial])
 
 
 def trials(folder: RunFolder) -> list[Trial]:
-    """Return what the folder's `tuning.json` holds, nothing where it has none.
+    """What the folder's ``tuning.json`` holds, nothing where it has none.
 
-    Raises
-    ------
-    ResultError
-        where the file is no list of trials.
+    Raises:
+        UserError: the file is no list of trials.
     """
     path = folder.path / "tuning.json"
     if not path.is_symlink() and not path.exists():
@@ -48,4 +46,4 @@ def trials(folder: RunFolder) -> list[Trial]:
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(str(part) for part in first["loc"]) or "the file"
-        raise ResultError(f"{path}: {where}: {first['msg']}; write it again or remove it") from error
+        raise UserError(f"{path}: {where}: {first['msg']}; write it again or remove it") from error

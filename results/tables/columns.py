@@ -22,7 +22,7 @@ Fields = dict[str, object]
 class Column:
     """One column: its heading, its text for a row, and its fields for CSV and JSON.
 
-    `order` gives what a row is sorted by, None for an empty cell. A column that is not `compact` is left
+    ``order`` gives what a row is sorted by, None for an empty cell. A column that is not ``compact`` is left
     out of the default table for people.
     """
 
@@ -35,7 +35,7 @@ class Column:
 
 
 def columns(rows: Sequence[Row], groups: Iterable[str], tasks: Sequence[str]) -> list[Column]:
-    """Return the columns of `groups`, those that say which cell it is first; `tasks` in their order."""
+    """The columns of ``groups``, those that say which cell it is first; ``tasks`` in their order."""
     wanted = {"cell", *groups}
     chosen = [*_cell_columns(rows), _bits_per_weight(), *(_task(task, rows) for task in tasks), *_quality()]
     chosen += [_packed(), *(_phase(name) for name in _phases(rows)), _total(), _peak()]
@@ -177,7 +177,7 @@ def _difference(row: Row) -> Text:
 
 
 def stars(p_value: float | None) -> int:
-    """Return how many stars a p-value gets: 1 below 0.05, 2 below 0.01, 3 below 0.001."""
+    """How many stars a p-value gets: 1 below 0.05, 2 below 0.01, 3 below 0.001."""
     return 0 if p_value is None else sum(p_value < level for level in STARS)
 
 

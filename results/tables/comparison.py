@@ -1,9 +1,9 @@
 """The comparison table as Markdown, CSV, LaTeX, JSON or HTML. The same folder gives the same text.
 
 Markdown, LaTeX and HTML are for people: percent, the best average of each merge and bits bold, and
-`vs gptq` = paired difference to plain GPTQ with its 95 % bootstrap interval, with stars for its
+``vs gptq`` = paired difference to plain GPTQ with its 95 % bootstrap interval, with stars for its
 significance in LaTeX and HTML. CSV and JSON are for programs: fractions at full precision, one
-`accuracy_<task>` per task.
+``accuracy_<task>`` per task.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import difflib
 from collections.abc import Sequence
 from pathlib import Path
 
-from epmq.result_errors import ResultError
+from epmq.errors import UserError
 from results.analysis.rows import Row, comparison
 from results.store.files import os_errors, write_atomically
 from results.store.folder import RunFolder
@@ -27,13 +27,11 @@ _WORDS = 3  # merge, method, target
 
 
 def render(folder: RunFolder, fmt: str, selection: Selection = _EVERYTHING) -> str:
-    """Return the table of `folder` as one of `FORMATS`, ending in a line break.
+    """The table of ``folder`` as one of ``FORMATS``, ending in a line break.
 
-    Raises
-    ------
-    ResultError
-        where the format is unknown, `selection` names what is not there, or a record's per-sample
-        correctness can't be used.
+    Raises:
+        UserError: the format is unknown, ``selection`` names what is not there, or a record's per-sample
+            correctness cannot be used.
     """
     check_format(fmt, FORMATS)
     rows, shown = chosen(comparison(folder), selection, compact=fmt in FOR_PEOPLE)
@@ -46,16 +44,14 @@ def render(folder: RunFolder, fmt: str, selection: Selection = _EVERYTHING) -> s
 
 
 def check_format(fmt: str, known: Sequence[str]) -> None:
-    """Raise a `ResultError` that names the nearest format where `fmt` is not in `known`."""
+    """Raise a ``UserError`` that names the nearest format where ``fmt`` is not in ``known``."""
     if fmt not in known:
         near = difflib.get_close_matches(fmt.lower(), known, n=1, cutoff=0)
-        raise ResultError(
-            f"unknown table format {fmt!r}; did you mean {near[0]!r}? known: {', '.join(known)}"
-        )
+        raise UserError(f"unknown table format {fmt!r}; did you mean {near[0]!r}? known: {', '.join(known)}")
 
 
 def chosen(rows: Sequence[Row], selection: Selection, *, compact: bool) -> tuple[list[Row], list[Column]]:
-    """Return the rows and columns that `selection` asks for; `compact` thins the default columns."""
+    """The rows and columns that ``selection`` asks for; ``compact`` thins the default columns."""
     tasks = matching("task", {task for row in rows for task in row.tasks}, selection.tasks)
     found = columns(rows, chosen_groups(selection.columns), sorted(tasks))
     shown = [column for column in found if column.compact] if compact and not selection.columns else found
@@ -64,7 +60,7 @@ def chosen(rows: Sequence[Row], selection: Selection, *, compact: bool) -> tuple
 
 
 def for_people(folder: RunFolder, rows: Sequence[Row], shown: Sequence[Column]) -> Table:
-    """Return the rows as a table for people, with the notes that must stand on every table."""
+    """The rows as a table for people, with the notes that must stand on every table."""
     manifest = folder.manifest
     return Table(
         caption=f"{manifest.suite} version {manifest.suite_version}; accuracy in percent",
@@ -77,7 +73,7 @@ def for_people(folder: RunFolder, rows: Sequence[Row], shown: Sequence[Column]) 
 
 
 def notes(folder: RunFolder, rows: Sequence[Row]) -> list[str]:
-    """Return what a reader of any number of these rows must know."""
+    """What a reader of any number of these rows must know."""
     found = [REHEARSAL] if folder.manifest.rehearsal else []
     loose = sum(not record.pinned for row in rows for record in row.records)
     if loose:
@@ -86,12 +82,12 @@ def notes(folder: RunFolder, rows: Sequence[Row]) -> list[str]:
 
 
 def table_file(folder: RunFolder, fmt: str) -> Path:
-    """Return where the table of a format is saved."""
+    """Where the table of a format is saved."""
     return folder.path / f"table.{'tex' if fmt == 'latex' else fmt}"
 
 
 def save(folder: RunFolder) -> list[Path]:
-    """Write the table in every format beside the records, as `table.md` and so on; returns the paths."""
+    """Write the table in every format beside the records, as ``table.md`` and so on; returns the paths."""
     paths = []
     for fmt in FORMATS:
         path = table_file(folder, fmt)

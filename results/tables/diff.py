@@ -9,15 +9,13 @@ from typing import Final
 
 from pydantic import JsonValue
 
-from epmq.result_errors import ResultError
-from results.analysis.outcomes import outcomes
+from epmq.errors import UserError
+from results.analysis.groups import described, outcomes
 from results.analysis.rows import Row, comparison
 from results.analysis.stats import Difference, hierarchical_bootstrap
 from results.store.folder import RunFolder
 from results.tables.comparison import REHEARSAL, check_format
-from results.tables.formats import FOR_PEOPLE, Table, Text, csv_text, escape_markdown, json_text
-from results.tables.matching import changed_settings, matched_rows
-from results.tables.provenance import flat
+from results.tables.formats import FOR_PEOPLE, Table, Text, csv_text, escape_markdown, flat, json_text
 from results.tables.selection import matching
 
 FORMATS: Final = ("md", "csv", "latex", "json", "html")
@@ -26,7 +24,7 @@ _COLUMNS: Final = ("status", "merge", "method", "target", "bits", "quantity", "b
 
 @dataclass(frozen=True)
 class Change:
-    """One quantity of a cell, the average or a task, in both runs; `interval` where it could be paired."""
+    """One quantity of a cell, the average or a task, in both runs; ``interval`` where it could be paired."""
 
     quantity: str
     before: float
@@ -36,7 +34,7 @@ class Change:
 
 @dataclass(frozen=True)
 class CellDiff:
-    """One cell that both runs have; `settings` says what it was not made alike with."""
+    """One cell that both runs have; ``settings`` says what it was not made alike with."""
 
     row: Row
     settings: tuple[str, ...]
@@ -50,7 +48,7 @@ class CellDiff:
 
 @dataclass(frozen=True)
 class Diff:
-    """What differs between two runs of a suite; `notes` must stand above any table of it."""
+    """What differs between two runs of a suite; ``notes`` must stand above any table of it."""
 
     caption: str
     cells: tuple[CellDiff, ...]
@@ -61,19 +59,17 @@ class Diff:
 
 
 def diff(before: RunFolder, after: RunFolder, tasks: Sequence[str] = ()) -> Diff:
-    """Compare two runs of one suite; `tasks` are wildcard patterns of the tasks to list.
+    """Compare two runs of one suite; ``tasks`` are wildcard patterns of the tasks to list.
 
     A difference has its 95 % interval from the paired bootstrap where both runs' manifests name the same
     suite version and data revisions, and the seeds of the two cells agree: then the samples are the same.
 
-    Raises
-    ------
-    ResultError
-        where the suites differ, a pattern matches no task, or correctness can't be used.
+    Raises:
+        UserError: the suites differ, a pattern matches no task, or correctness cannot be used.
     """
     old, new = before.manifest, after.manifest
     if old.suite != new.suite:
-        raise ResultError(
+        raise UserError(
             f"{before.path} holds results of {old.suite}, {after.path} of {new.suite}; give runs of one suite"
         )
     rows = comparison(before), comparison(after)
@@ -157,14 +153,12 @@ def _described(folder: RunFolder) -> dict[str, JsonValue]:
 
 
 def render(found: Diff, fmt: str) -> str:
-    """Return the comparison in one of `FORMATS`, ending in a line break.
+    """The comparison in one of ``FORMATS``, ending in a line break.
 
     Markdown and JSON hold everything; CSV, LaTeX and HTML the cells only.
 
-    Raises
-    ------
-    ResultError
-        where the format is unknown.
+    Raises:
+        UserError: the format is unknown.
     """
     check_format(fmt, FORMATS)
     if fmt == "json":
@@ -177,7 +171,7 @@ def render(found: Diff, fmt: str) -> str:
 
 
 def cells_table(found: Diff) -> Table:
-    """Return the cells that differ as a table for people: one column per task, in percentage points."""
+    """The cells that differ as a table for people: one column per task, in percentage points."""
     moved = [cell for cell in found.cells if not cell.same]
     quantities = list(dict.fromkeys(change.quantity for cell in moved for change in cell.changes))
     rows = []
@@ -276,3 +270,52 @@ def _object(found: Diff) -> dict[str, object]:
         "only_second": [_cell(row, "only second") for row in found.only_after],
         "made_with": [{"name": name, "first": old, "second": new} for name, old, new in found.provenance],
     }
+
+
+Pair = tuple[Row, Row]
+
+
+def matched_rows(a: Sequence[Row], b: Sequence[Row]) -> tuple[list[Pair], list[Row], list[Row]]:
+    """The pairs of rows that are the same cell, the rows that only ``a`` has, and those only ``b`` has.
+
+    Rows are one cell where kind, merge, method, target and bits agree. Where that leaves several, the pairs
+    that share the most settings are made first. A row that was not run is on neither side.
+    """
+    candidates = sorted(
+        (-_likeness(row, other), i, j)
+        for i, row in enumerate(a)
+        for j, other in enumerate(b)
+        if row.records and other.records and _named_cell(row) == _named_cell(other)
+    )
+    taken: dict[int, int] = {}
+    for _, i, j in candidates:
+        if i not in taken and j not in taken.values():
+            taken[i] = j
+    pairs = [(a[i], b[j]) for i, j in sorted(taken.items())]
+    only_a = [row for i, row in enumerate(a) if row.records and i not in taken]
+    only_b = [row for j, row in enumerate(b) if row.records and j not in taken.values()]
+    return pairs, only_a, only_b
+
+
+def changed_settings(a: Row, b: Row) -> list[str]:
+    """What the two cells were not made alike with, as ``anchor: 0.001 → 0.1``."""
+    old, new = described(a.records, {}), described(b.records, {})
+    return [
+        f"{name}: {_shown(old.get(name))} → {_shown(new.get(name))}"
+        for name in sorted(old.keys() | new.keys())
+        if old.get(name) != new.get(name)
+    ]
+
+
+def _named_cell(row: Row) -> tuple[object, ...]:
+    return row.kind, row.merge, row.method, row.target, row.bits
+
+
+def _likeness(row: Row, other: Row) -> int:
+    """How many settings two cells share; the same key is more than any number of them."""
+    old, new = described(row.records, {}), described(other.records, {})
+    return (row.key == other.key) * 1000 + sum(old[name] == new.get(name) for name in old)
+
+
+def _shown(value: object) -> str:
+    return "none" if value is None else str(value)

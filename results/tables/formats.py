@@ -6,15 +6,18 @@ import csv
 import io
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 
+from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
+from pydantic import JsonValue
 from tabulate import tabulate
 
 
 @dataclass(frozen=True)
 class Text:
-    """A cell for people: `strong` in bold, then `text`, then significance stars; sorted by `sort`."""
+    """A cell for people: ``strong`` in bold, then ``text``, then significance stars; sorted by ``sort``."""
 
     text: str
     strong: str = ""
@@ -34,9 +37,9 @@ class Text:
 
 @dataclass(frozen=True)
 class Table:
-    """A table for people: its first `words` columns hold words, the others numbers.
+    """A table for people: its first ``words`` columns hold words, the others numbers.
 
-    The column `heading` says what its row is about.
+    The column ``heading`` says what its row is about.
     """
 
     caption: str
@@ -53,7 +56,7 @@ class Table:
 
 
 def markdown(table: Table) -> str:
-    """Return the table as GitHub's Markdown, its notes above it, ending in a line break."""
+    """The table as GitHub's Markdown, its notes above it, ending in a line break."""
     cells = [[_markdown_cell(cell) for cell in row] for row in table.rows]
     headers = [escape_markdown(header) for header in table.headers]
     align = ["left"] * table.words + ["right"] * (len(headers) - table.words)
@@ -62,7 +65,7 @@ def markdown(table: Table) -> str:
 
 
 def escape_markdown(name: str) -> str:
-    """Return the text with what Markdown and HTML would read as marks escaped."""
+    """The text with what Markdown and HTML would read as marks escaped."""
     return re.sub(r"([\\`*_|<>&~]|\](?=[(\[:]))", r"\\\1", name)
 
 
@@ -86,7 +89,7 @@ _MINUS = re.compile(r"(?<!\w)-(?=\d)")
 
 
 def latex(table: Table) -> str:
-    """Return the table for LaTeX's booktabs, its notes as its first lines, ending in a line break."""
+    """The table for LaTeX's booktabs, its notes as its first lines, ending in a line break."""
     lines = [r"\begin{tabular}{" + "l" * table.words + "r" * (len(table.headers) - table.words) + "}"]
     lines.append(r"\toprule")
     lines += [
@@ -98,7 +101,7 @@ def latex(table: Table) -> str:
 
 
 def escape_latex(name: str) -> str:
-    """Return the text with LaTeX's special characters escaped."""
+    """The text with LaTeX's special characters escaped."""
     return "".join(_LATEX.get(character, character) for character in name)
 
 
@@ -114,15 +117,13 @@ def _latex_cell(cell: Text) -> str:
 
 
 def html(table: Table) -> str:
-    """Return the table as one HTML element of ASCII characters, ending in a line break."""
-    from results.tables.page import environment  # jinja2, which the other formats need not wait for
-
+    """The table as one HTML element of ASCII characters, ending in a line break."""
     text = environment().get_template("table.html").module.table(table)  # type: ignore[attr-defined]
     return str(text).encode("ascii", "xmlcharrefreplace").decode() + "\n"
 
 
 def csv_text(names: Sequence[str], rows: Sequence[Mapping[str, object]]) -> str:
-    """Return the rows as CSV with a heading; None is an empty cell."""
+    """The rows as CSV with a heading; None is an empty cell."""
     text = io.StringIO()
     writer = csv.DictWriter(text, names, lineterminator="\n")
     writer.writeheader()
@@ -131,8 +132,32 @@ def csv_text(names: Sequence[str], rows: Sequence[Mapping[str, object]]) -> str:
 
 
 def json_text(value: object) -> str:
-    """Return the value as indented JSON, ending in a line break."""
+    """The value as indented JSON, ending in a line break."""
     return json.dumps(value, indent=2, allow_nan=False) + "\n"
 
 
 FOR_PEOPLE: dict[str, Callable[[Table], str]] = {"md": markdown, "latex": latex, "html": html}
+
+
+@cache
+def environment() -> Environment:
+    """The templates of a wing of ``results``, with escaping on and unknown names refused."""
+    return Environment(
+        loader=ChoiceLoader([PackageLoader("results.tables"), PackageLoader("results.report")]),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=False,
+    )
+
+
+def flat(value: JsonValue, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Yield (dotted name, text) for every entry of nested objects; a list is one entry."""
+    if isinstance(value, Mapping):
+        for name, entry in value.items():
+            yield from flat(entry, f"{prefix}.{name}" if prefix else name)
+    elif isinstance(value, list):
+        yield prefix, " ".join(str(entry) for entry in value)
+    else:
+        yield prefix, "none" if value is None else str(value)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
-from epmq.result_errors import ResultError
+from epmq.errors import UserError
 from results.analysis.rows import Row
 from results.tables.columns import DEFAULT, GROUPS, Column
 
@@ -16,11 +16,11 @@ Patterns = Sequence[str]
 
 @dataclass(frozen=True)
 class Selection:
-    """Wildcard patterns (`fnmatch`) that a row must match; an empty one matches all.
+    """Wildcard patterns (``fnmatch``) that a row must match; an empty one matches all.
 
-    `tasks` chooses among the task columns (averages stay those over all tasks), `columns` among the groups
-    of columns, `sort` is a column's heading, with `:asc` or `:desc` behind it where the usual direction
-    (words ascending, numbers descending) is not wanted.
+    ``tasks`` chooses among the task columns (averages stay those over all tasks), ``columns`` among the
+    groups of columns, ``sort`` is a column's heading, with ``:asc`` or ``:desc`` behind it where the usual
+    direction (words ascending, numbers descending) is not wanted.
     """
 
     methods: Patterns = ()
@@ -33,12 +33,10 @@ class Selection:
 
 
 def chosen_rows(rows: Sequence[Row], selection: Selection) -> list[Row]:
-    """Return the rows that match; a cell without merge or target is called "none", without bits "full".
+    """The rows that match; a cell without merge or target is called "none", without bits "full".
 
-    Raises
-    ------
-    ResultError
-        where a pattern matches no row, or no row matches all of them.
+    Raises:
+        UserError: a pattern matches no row, or no row matches all of them.
     """
     names: list[tuple[str, Patterns, Callable[[Row], str]]] = [
         ("method", selection.methods, lambda row: row.method),
@@ -52,48 +50,42 @@ def chosen_rows(rows: Sequence[Row], selection: Selection) -> list[Row]:
         found = [row for row in found if name(row) in matched]
     if rows and not found:
         asked = ", ".join(f"{what} {' '.join(patterns)}" for what, patterns, _ in names if patterns)
-        raise ResultError(f"no cell is of {asked} together; leave one out")
+        raise UserError(f"no cell is of {asked} together; leave one out")
     return found
 
 
 def matching(what: str, known: Iterable[str], patterns: Patterns) -> set[str]:
-    """Return the names that match any pattern, all of them where there is none.
+    """The names that match any pattern, all of them where there is none.
 
-    Raises
-    ------
-    ResultError
-        where a pattern matches none; the message names the nearest.
+    Raises:
+        UserError: a pattern matches none; the message names the nearest.
     """
     names = sorted(set(known))
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in names):
-            raise ResultError(f"no {what} matches {pattern!r}; {_known(pattern, names)}")
+            raise UserError(f"no {what} matches {pattern!r}; {_known(pattern, names)}")
     return {name for name in names if not patterns or any(fnmatchcase(name, one) for one in patterns)}
 
 
 def chosen_groups(names: Patterns) -> tuple[str, ...]:
-    """Return the column groups that were asked for: the default ones where none, every one for "all".
+    """The column groups that were asked for: the default ones where none, every one for "all".
 
-    Raises
-    ------
-    ResultError
-        where there is no such group.
+    Raises:
+        UserError: there is no such group.
     """
     for name in names:
         if name not in (*GROUPS, "all"):
-            raise ResultError(f"unknown columns {name!r}; {_known(name, [*GROUPS, 'all'])}")
+            raise UserError(f"unknown columns {name!r}; {_known(name, [*GROUPS, 'all'])}")
     if "all" in names:
         return GROUPS
     return tuple(names) or DEFAULT
 
 
 def in_order(rows: Sequence[Row], columns: Sequence[Column], sort: str | None) -> list[Row]:
-    """Return the rows by the column that `sort` names, empty cells last; as they are where it is None.
+    """The rows by the column that ``sort`` names, empty cells last; as they are where it is None.
 
-    Raises
-    ------
-    ResultError
-        where there is no such column or direction.
+    Raises:
+        UserError: there is no such column or direction.
     """
     if sort is None:
         return list(rows)
@@ -101,9 +93,9 @@ def in_order(rows: Sequence[Row], columns: Sequence[Column], sort: str | None) -
     column = next((column for column in columns if column.header == name), None)
     if column is None:
         known = [column.header for column in columns]
-        raise ResultError(f"no column is called {name!r}; {_known(name, known)}")
+        raise UserError(f"no column is called {name!r}; {_known(name, known)}")
     if direction not in ("", "asc", "desc"):
-        raise ResultError(f"unknown direction {direction!r} in {sort!r}; use {name}:asc or {name}:desc")
+        raise UserError(f"unknown direction {direction!r} in {sort!r}; use {name}:asc or {name}:desc")
     order = column.order
     filled = [row for row in rows if order(row) is not None]
     numbers = any(isinstance(order(row), int | float) for row in filled)

@@ -17,9 +17,10 @@ from torch import Tensor
 from transformers import LlamaForCausalLM
 
 from benchmarks.cli.main import main
+from benchmarks.sources.lock import lock_path
 from benchmarks.suites import any_lm
 from benchmarks.suites import load as suites
-from benchmarks.suites.load import TextTask
+from benchmarks.suites.forms import TextTask
 from epmq.errors import UserError
 from results.store.folder import RunFolder
 from results.store.records import Record
@@ -235,7 +236,7 @@ def test_the_suite_is_what_was_given(made: TinyLmSuite) -> None:
     assert data.path == str(made.tasks[1].parent / "thing-data")
     assert (data.train_split, data.eval_split, data.columns) == ("train", "validation", ["sentence", "other"])
     other = any_lm.suite(str(made.base), experts[::-1], tasks[::-1], 99)
-    assert any_lm.lock_path(found) != any_lm.lock_path(other)
+    assert lock_path(found) != lock_path(other)
 
 
 def test_a_bundled_task_has_the_data_of_its_suite(made: TinyLmSuite) -> None:

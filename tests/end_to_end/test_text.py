@@ -14,7 +14,7 @@ from torch import Tensor
 
 from benchmarks.suites import load as suites
 from benchmarks.suites import prompt
-from benchmarks.suites.load import TextTask
+from benchmarks.suites.forms import TextTask
 from epmq.checkpoints.lora import lora_merged
 from tests.hub import text_data, text_models
 from tests.hub.client import Client

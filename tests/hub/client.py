@@ -1,4 +1,4 @@
-"""A process with the real clients in it, which read their settings when they are imported; see `Client`."""
+"""A process with the real clients in it, which read their settings when they are imported; see ``Client``."""
 
 from __future__ import annotations
 

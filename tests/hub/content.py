@@ -1,4 +1,4 @@
-"""What the replica serves: `build` and `build_text` write the repositories of suites into a folder, once."""
+"""What the replica serves: ``build`` and ``build_text`` write repositories of suites into a folder, once."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from benchmarks.suites import forms
 from benchmarks.suites import load as suites
-from benchmarks.suites.load import PACKAGE
+from benchmarks.suites.forms import PACKAGE
 
 SUITE = "clip-vit-l14-20"  # the suite that has every task of CLIP's
 PROMPTS = PACKAGE / "prompts" / "glue8"  # what the text models are taught to answer
@@ -47,7 +48,7 @@ def build(folder: Path) -> Path:
 
         repositories.write(home, suites.load_clip(SUITE).tasks)
 
-    sources = [*modules(MODULES), *suites.TASKS.glob("*.json"), suites.FOLDER / f"{SUITE}.json"]
+    sources = [*modules(MODULES), *forms.TASKS.glob("*.json"), forms.FOLDER / f"{SUITE}.json"]
     return _once(folder, sources, write)
 
 

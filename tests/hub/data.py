@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from benchmarks.suites.load import ImageTask
+from benchmarks.suites.forms import ImageTask
 from tests.hub import layouts
 from tests.hub.images import ROTATED_EXIF, TRUNCATED_EXIF, Format, Mode, draw, encode, generator
 from tests.hub.layouts import Content, Layout, Sample

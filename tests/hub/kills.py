@@ -1,4 +1,4 @@
-"""``python -m tests.hub.kills SUITE OUT N SECONDS``: kills `epmq run` N times at random, then lets it end.
+"""``python -m tests.hub.kills SUITE OUT N SECONDS``: kills ``epmq run`` N times at random, then lets it end.
 
 Started with the environment of a replica's client. Every run is forked from this process, which has done the
 slow imports, and meets its kill within SECONDS. Prints how many runs were killed at work, and fails if a

@@ -11,7 +11,7 @@ from typing import Any
 from PIL import Image
 from transformers import CLIPTokenizer
 
-from benchmarks.suites.load import ImageTask
+from benchmarks.suites.forms import ImageTask
 from tests.hub import checkpoints, data, models, tokenizer
 from tests.hub.layouts import Sample
 from tests.hub.models import BASES, Size

@@ -1,4 +1,4 @@
-"""A replica of the Hugging Face hub on a loopback port, for the real clients; see `Hub`."""
+"""A replica of the Hugging Face hub on a loopback port, for the real clients; see ``Hub``."""
 
 from __future__ import annotations
 
@@ -42,15 +42,15 @@ class Served:
 
 
 class Hub:
-    """Serves the repositories in folders (`tests.hub.content` has functions that fill one) until closed.
+    """Serves the repositories in folders (``tests.hub.content`` has functions that fill one) until closed.
 
     >>> with Hub(folder) as hub:
     ...     subprocess.run([...], env=hub.env(tmp_path / "cache"), check=True)
     ...     assert "openai/clip-vit-base-patch32/tf_model.h5" not in hub.downloaded()
 
     Folders are read once, when the replica starts, and never written: any number of replicas may share them.
-    Clients read the endpoint when they are imported, so they belong in a process of their own, started
-    with ``env``. A pattern is matched (`fnmatch`) against a request's path, as in ``*/model.safetensors`` or
+    Clients read the endpoint when they are imported, so they belong in a process of their own, started with
+    ``env``. A pattern is matched (``fnmatch``) against a request's path, as in ``*/model.safetensors`` or
     ``/api/datasets/ylecun/*``. A download is two requests of one path, HEAD and GET.
     """
 
@@ -113,7 +113,7 @@ class Hub:
         return self._repo(repo).commit(changes)
 
     def replace(self, repo: str, path: str, data: bytes) -> None:
-        """Changes a file of ``main`` under the same commit SHA, which an honest hub can't do."""
+        """Changes a file of ``main`` under the same commit SHA, which an honest hub cannot do."""
         found = self._repo(repo)
         found.commits[found.head][path] = store.blob(path, data)
 
@@ -225,4 +225,4 @@ class _Handler(BaseHTTPRequestHandler):
             self.connection.shutdown(socket.SHUT_RDWR)
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002, the base class's name
-        """Requests are kept in `Hub.served`, not printed."""
+        """Requests are kept in ``Hub.served``, not printed."""

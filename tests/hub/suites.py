@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.suites import forms, prompt
 from benchmarks.suites import load as suites
-from benchmarks.suites import prompt
-from benchmarks.suites.load import TaskSpec
+from benchmarks.suites.forms import TaskSpec
 from tests.hub import text_data
 from tests.hub.data import DATA
 
@@ -22,7 +22,7 @@ def rehearsal(name: str) -> dict[str, Any]:
 
     Besides the sample counts of data sets, a comparison's calibration samples become those that there are.
     """
-    content: dict[str, Any] = json.loads((suites.FOLDER / f"{name}.json").read_bytes())
+    content: dict[str, Any] = json.loads((forms.FOLDER / f"{name}.json").read_bytes())
     for entry, task in zip(content["tasks"], suites.load(name).tasks, strict=True):
         counts = splits(task)
         here = {"train_size": counts[task.dataset.train_split], "eval_size": counts[task.dataset.eval_split]}

@@ -96,7 +96,7 @@ def llama_config(vocabulary: int) -> dict[str, Any]:
 
 
 def random_t5(vocabulary: int, answers: Sequence[int]) -> Any:
-    """A base in float64 whose weights follow from its id alone; its ``lm_head`` can't answer yet."""
+    """A base in float64 whose weights follow from its id alone; its ``lm_head`` cannot answer yet."""
     with torch.random.fork_rng(devices=[]):
         model = T5ForConditionalGeneration(T5Config(**t5_config(vocabulary))).eval().double()
     model.lm_head.weight = torch.nn.Parameter(

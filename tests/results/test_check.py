@@ -12,7 +12,7 @@ import pytest
 from scipy.stats import spearmanr
 
 from benchmarks.cli import judge
-from epmq.result_errors import ResultError
+from epmq.errors import UserError
 from results.judge.check import CheckReport, check
 from results.judge.junit import junit
 from results.store.folder import RunFolder
@@ -37,7 +37,7 @@ def verdicts(report: CheckReport) -> dict[str, str]:
 
 
 def flip(correct: Correct, task: str, count: int) -> Correct:
-    """Get `count` more samples of a task right (the first wrong ones), or fewer where it is negative."""
+    """Get ``count`` more samples of a task right (the first wrong ones), or fewer where it is negative."""
     changed = correct[task].copy()
     changed[np.flatnonzero(changed != (count > 0))[: abs(count)]] = count > 0
     return {**correct, task: changed}
@@ -225,14 +225,14 @@ def test_another_device_class_or_a_rehearsal_is_said_as_such(tmp_path: Path) -> 
 @pytest.mark.parametrize("rate", [0.0, 1.0, -1.0, float("nan")])
 def test_a_rate_that_is_none_is_refused(tmp_path: Path, rate: float) -> None:
     folder = make_folder(tmp_path, make_cell("a"))
-    with pytest.raises(ResultError, match="false-alarm rate"):
+    with pytest.raises(UserError, match="false-alarm rate"):
         check(folder, folder, rate=rate)
 
 
 @pytest.mark.parametrize("rtol", [-1e-3, float("nan"), float("inf")])
 def test_a_tolerance_that_would_pass_anything_is_refused(tmp_path: Path, rtol: float) -> None:
     folder = make_folder(tmp_path, make_cell("a"))
-    with pytest.raises(ResultError, match="relative tolerance"):
+    with pytest.raises(UserError, match="relative tolerance"):
         check(folder, folder, rtol=rtol)
 
 
@@ -293,7 +293,7 @@ def test_a_golden_run_with_a_problem_never_passes(tmp_path: Path, damage: str) -
         (tmp_path / "samples" / f"{make_key('a')}.npz").write_bytes(b"")
     else:
         lines.unlink()
-    with pytest.raises(ResultError) as caught:
+    with pytest.raises(UserError) as caught:
         check(RunFolder.open(tmp_path), golden)
     assert "\n" not in str(caught.value)
 
@@ -302,5 +302,5 @@ def test_a_run_on_other_samples_is_an_error(tmp_path: Path) -> None:
     correct = {task: np.ones(100, bool) for task in ("digits", "shapes")}
     golden = make_folder(tmp_path / "golden", make_cell("a"))
     run = make_folder(tmp_path / "run", (make_record(correct, "a"), correct))
-    with pytest.raises(ResultError, match="can't pair 100 samples of digits with 200"):
+    with pytest.raises(UserError, match="cannot pair 100 samples of digits with 200"):
         check(run, golden)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from benchmarks.cli import judge
-from epmq.result_errors import ResultError
+from epmq.errors import UserError
 from results.paper.compare import Comparison, Line, compare, status, tolerance
 from results.paper.text import FORMATS, to_markdown
 from results.store.records import Record, TaskResult
@@ -199,5 +199,5 @@ def test_the_command_prints_or_writes(tmp_path: Path, capsys: pytest.CaptureFixt
         assert command(judge, "compare", tmp_path / "run", "--format", fmt, "--out", out) == 0
         assert out.stat().st_size > 0
     assert (tmp_path / "out.md").read_text() == printed
-    with pytest.raises(ResultError, match="cannot write it"):
+    with pytest.raises(UserError, match="cannot write it"):
         command(judge, "compare", tmp_path / "run", "--out", tmp_path / "none" / "out.md")

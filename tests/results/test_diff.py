@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from benchmarks.cli.main import main
-from epmq.result_errors import ResultError
-from results.analysis.outcomes import outcomes
+from epmq.errors import UserError
+from results.analysis.groups import outcomes
 from results.analysis.stats import paired_bootstrap
 from results.store.folder import RunFolder
 from results.tables.diff import FORMATS, Diff, diff, render
@@ -109,14 +109,14 @@ def test_environment_and_revisions_that_changed_are_named(tmp_path: Path) -> Non
 
 def test_another_suite_is_an_error(tmp_path: Path) -> None:
     a, b = make_folder(tmp_path / "a"), make_folder(tmp_path / "b", suite="other")
-    with pytest.raises(ResultError, match=r"holds results of toy, .* of other; give runs of one suite"):
+    with pytest.raises(UserError, match=r"holds results of toy, .* of other; give runs of one suite"):
         diff(a, b)
 
 
 def test_only_the_tasks_that_are_asked_for(tmp_path: Path) -> None:
     a, b = runs(tmp_path, [make_cell("a")], [make_cell("a", {"digits": 0.1, "shapes": 0.1})])
     assert set(moved(diff(a, b, ["dig*"]))) == {"average", "digits"}
-    with pytest.raises(ResultError, match="no task matches 'x'; known: digits, shapes"):
+    with pytest.raises(UserError, match="no task matches 'x'; known: digits, shapes"):
         diff(a, b, ["x"])
 
 
@@ -137,7 +137,7 @@ def test_every_format_holds_the_difference(tmp_path: Path) -> None:
     ]
     for fmt in ("md", "latex", "html"):
         assert "10.0 [" in render(found, fmt)
-    with pytest.raises(ResultError, match="unknown table format 'text'; did you mean 'latex'"):
+    with pytest.raises(UserError, match="unknown table format 'text'; did you mean 'latex'"):
         render(found, "text")
 
 

@@ -15,13 +15,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from epmq.result_errors import ResultError
-from results.analysis.outcomes import outcomes
+from epmq.errors import UserError
+from results.analysis.groups import outcomes
 from results.analysis.stats import paired_bootstrap
 from results.figures.data import FigureData, data_csv, figure_data
 from results.figures.files import drawn, save
-from results.figures.style import COLOURS, floor_of, spread
-from results.figures.svg import adaptive
+from results.figures.style import COLOURS, adaptive, floor_of, spread
 from results.store.folder import RunFolder
 from results.store.records import LayerResult, Record
 from tests.fixtures.records import Correct, make_cell, make_folder, make_key
@@ -136,7 +135,7 @@ def test_the_label_free_search_is_a_figure_that_says_it_is_no_result(tmp_path: P
 def test_a_damaged_search_is_an_error(tmp_path: Path, text: str, complaint: str) -> None:
     folder = study(tmp_path)
     (tmp_path / "tuning.json").write_text(text)
-    with pytest.raises(ResultError, match=re.escape(complaint)):
+    with pytest.raises(UserError, match=re.escape(complaint)):
         figure_data(folder)
 
 
@@ -144,7 +143,7 @@ def test_a_search_is_not_read_through_a_link(tmp_path: Path) -> None:
     folder = study(tmp_path / "run")
     (tmp_path / "elsewhere.json").write_text("[]")
     (tmp_path / "run" / "tuning.json").symlink_to(tmp_path / "elsewhere.json")
-    with pytest.raises(ResultError, match="it is a link"):
+    with pytest.raises(UserError, match="it is a link"):
         figure_data(folder)
 
 
@@ -203,7 +202,7 @@ def test_figures_are_not_written_through_a_link(tmp_path: Path) -> None:
     folder = study(tmp_path / "run")
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "run" / "figures").symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(ResultError, match="it is a link"):
+    with pytest.raises(UserError, match="it is a link"):
         save(folder)
     assert list((tmp_path / "elsewhere").iterdir()) == []
 

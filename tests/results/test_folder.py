@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from epmq.result_errors import ResultError
+from epmq.errors import UserError
 from results.store.files import locked
 from results.store.folder import RunFolder
 from results.store.records import Record
@@ -183,9 +183,7 @@ def test_a_killed_process_has_lost_nothing_that_it_had_finished(tmp_path: Path, 
 def test_a_folder_of_another_suite_is_refused(tmp_path: Path, other: dict[str, object], create: bool) -> None:
     make_folder(tmp_path)
     asked = make_manifest(**other)
-    with pytest.raises(
-        ResultError, match=r"holds results of toy version 1, asked for .*choose another --out"
-    ):
+    with pytest.raises(UserError, match=r"holds results of toy version 1, asked for .*choose another --out"):
         RunFolder.open(tmp_path, asked, create=create)
 
 
@@ -202,15 +200,15 @@ def test_a_folder_of_another_suite_is_refused(tmp_path: Path, other: dict[str, o
 )
 def test_an_unusable_manifest_is_refused(tmp_path: Path, content: bytes, complaint: str) -> None:
     (tmp_path / "manifest.json").write_bytes(content)
-    with pytest.raises(ResultError, match=f"manifest.json: {complaint}.*choose another --out"):
+    with pytest.raises(UserError, match=f"manifest.json: {complaint}.*choose another --out"):
         RunFolder.open(tmp_path)
 
 
 def test_a_folder_without_a_manifest_is_not_a_run(tmp_path: Path) -> None:
-    with pytest.raises(ResultError, match=r"has no manifest\.json"):
+    with pytest.raises(UserError, match=r"has no manifest\.json"):
         RunFolder.open(tmp_path)
     (tmp_path / "records.jsonl").write_bytes(b"{}\n")
-    with pytest.raises(ResultError, match=r"holds records without a manifest\.json"):
+    with pytest.raises(UserError, match=r"holds records without a manifest\.json"):
         RunFolder.open(tmp_path, make_manifest(), create=True)
 
 
@@ -231,18 +229,18 @@ def test_reopening_keeps_the_manifest_and_adds_the_cells_asked_for(tmp_path: Pat
 def test_a_path_that_can_not_be_a_folder_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("not a folder")
     for path in (tmp_path / "file", tmp_path / "file" / "below", Path("/proc/nowhere/run")):
-        with pytest.raises(ResultError, match="cannot write results there") as caught:
+        with pytest.raises(UserError, match="cannot write results there") as caught:
             RunFolder.open(path, make_manifest(), create=True)
         assert "\n" not in str(caught.value)
     for path in (tmp_path / "file", tmp_path / "missing"):
-        with pytest.raises(ResultError, match=r"cannot read manifest\.json"):
+        with pytest.raises(UserError, match=r"cannot read manifest\.json"):
             RunFolder.open(path)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
 def test_a_folder_without_permission_is_refused_before_any_work(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
-    with pytest.raises(ResultError, match="Permission denied; change its permissions"):
+    with pytest.raises(UserError, match="Permission denied; change its permissions"):
         RunFolder.open(tmp_path / "run", make_manifest(), create=True)
 
 
@@ -258,7 +256,7 @@ def test_a_disk_that_refuses_is_one_line_and_leaves_the_folder_whole(
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", refuse)
-        with pytest.raises(ResultError, match=f"cannot write results there: {os.strerror(code)}; "):
+        with pytest.raises(UserError, match=f"cannot write results there: {os.strerror(code)}; "):
             folder.append(*make_cell("b"))
     assert sorted(tmp_path.rglob("*")) == before
     assert keys(folder) == [make_key("a")]
@@ -271,7 +269,7 @@ def test_a_line_that_the_disk_takes_in_part_is_a_cell_not_done(tmp_path: Path) -
     assert size > 1000 > (tmp_path / "samples" / f"{make_key('a')}.npz").stat().st_size
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (size + 10, limits[1]))
-        with pytest.raises(ResultError, match="cannot write results there: File too large"):
+        with pytest.raises(UserError, match="cannot write results there: File too large"):
             folder.append(*make_cell("c"))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -288,9 +286,9 @@ def test_a_link_is_neither_read_nor_written_through(tmp_path: Path, name: str) -
     (tmp_path / "run" / name).rename(outside)
     (tmp_path / "run" / name).symlink_to(outside)
     before = sorted((path, path.stat().st_mtime_ns) for path in (outside, *outside.glob("*")))
-    with pytest.raises(ResultError, match="it is a link; put the file itself there"):
+    with pytest.raises(UserError, match="it is a link; put the file itself there"):
         make_folder(tmp_path / "run", make_cell("b"))
-    with pytest.raises(ResultError, match="it is a link; put the file itself there"):
+    with pytest.raises(UserError, match="it is a link; put the file itself there"):
         RunFolder.open(tmp_path / "run").correct(make_key("a"))
     assert sorted((path, path.stat().st_mtime_ns) for path in (outside, *outside.glob("*"))) == before
 
@@ -317,16 +315,16 @@ def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path, name: str) -> None
     make_folder(tmp_path, make_cell("a"))
     (tmp_path / name).unlink()
     os.mkfifo(tmp_path / name)
-    with pytest.raises(ResultError, match="not a regular file"):
+    with pytest.raises(UserError, match="not a regular file"):
         RunFolder.open(tmp_path).records()
 
 
 def test_a_rehearsal_and_results_do_not_share_a_folder(tmp_path: Path) -> None:
     make_folder(tmp_path / "results")
     make_folder(tmp_path / "rehearsal", rehearsal=True)
-    with pytest.raises(ResultError, match="holds results, asked for a rehearsal; choose another --out"):
+    with pytest.raises(UserError, match="holds results, asked for a rehearsal; choose another --out"):
         make_folder(tmp_path / "results", rehearsal=True)
-    with pytest.raises(ResultError, match="holds a rehearsal, asked for results; choose another --out"):
+    with pytest.raises(UserError, match="holds a rehearsal, asked for results; choose another --out"):
         make_folder(tmp_path / "rehearsal")
 
 
@@ -336,10 +334,10 @@ def test_a_rehearsal_and_results_do_not_share_a_folder(tmp_path: Path) -> None:
 @pytest.mark.parametrize("key", ["../manifest", "/etc/passwd", "", "0" * 16, "a/../b"])
 def test_no_key_leads_out_of_the_folder(tmp_path: Path, key: str) -> None:
     folder = make_folder(tmp_path, make_cell("a"))
-    with pytest.raises(ResultError, match="holds no record with key"):
+    with pytest.raises(UserError, match="holds no record with key"):
         folder.correct(key)
 
 
 def test_a_record_of_another_suite_version_is_not_appended(tmp_path: Path) -> None:
-    with pytest.raises(ResultError, match="belongs to toy version 2, the folder to toy version 1"):
+    with pytest.raises(UserError, match="belongs to toy version 2, the folder to toy version 1"):
         make_folder(tmp_path).append(*make_cell("a", suite_version=2))

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from benchmarks.cli import judge
-from epmq.result_errors import ResultError
+from epmq.errors import UserError
 from results.judge import golden
 from results.store.folder import RunFolder
 from tests.fixtures.records import asking, command, make_cell, make_folder, make_key
@@ -79,7 +79,7 @@ def test_the_command_checks_what_it_recorded(tmp_path: Path, capsys: pytest.Capt
 def test_an_unfit_run_does_not_become_golden(
     tmp_path: Path, manifest: dict[str, Any], complaint: str
 ) -> None:
-    with pytest.raises(ResultError, match=complaint):
+    with pytest.raises(UserError, match=complaint):
         golden.update(fit(tmp_path / "run", **manifest), tmp_path / "golden", "no")
     assert not (tmp_path / "golden").exists()
 
@@ -98,21 +98,21 @@ def test_an_unpinned_damaged_or_empty_run_does_not_become_golden(tmp_path: Path)
         (torn, "damaged: records.jsonl:3"),
         (changed, make_key("b")),
     ):
-        with pytest.raises(ResultError, match=complaint):
+        with pytest.raises(UserError, match=complaint):
             golden.update(folder, tmp_path / "golden", "no")
     assert not (tmp_path / "golden").exists()
 
 
 @pytest.mark.parametrize("reason", ["", "  \n"])
 def test_a_reason_is_needed(tmp_path: Path, reason: str) -> None:
-    with pytest.raises(ResultError, match="--reason"):
+    with pytest.raises(UserError, match="--reason"):
         golden.update(fit(tmp_path / "run"), tmp_path / "golden", reason)
 
 
 def test_the_golden_run_of_another_suite_is_not_replaced(tmp_path: Path) -> None:
     path, _ = golden.update(fit(tmp_path / "run"), tmp_path / "golden", "the first")
     other = fit(tmp_path / "other", suite="toys")
-    with pytest.raises(ResultError, match="holds toy version 1"):
+    with pytest.raises(UserError, match="holds toy version 1"):
         golden.update(other, path, "by mistake")
     assert len(history(path)) == 1
 
@@ -130,7 +130,7 @@ def test_an_update_that_fails_leaves_the_golden_run_as_it_was(
         return rename(self, target)
 
     monkeypatch.setattr(Path, "rename", full)
-    with pytest.raises(ResultError, match="No space left"):
+    with pytest.raises(UserError, match="No space left"):
         golden.update(better, tmp_path / "golden", "better")
     assert RunFolder.open(path).records()[0].tasks["digits"].value == 0.8
     assert len(history(path)) == 1
@@ -138,7 +138,7 @@ def test_an_update_that_fails_leaves_the_golden_run_as_it_was(
 
 def test_records_of_two_devices_have_no_one_golden_run(tmp_path: Path) -> None:
     folder = make_folder(tmp_path / "run", make_cell("a"), make_cell("b", device="cuda"))
-    with pytest.raises(ResultError, match="one device class, not cpu, cuda"):
+    with pytest.raises(UserError, match="one device class, not cpu, cuda"):
         golden.locate(tmp_path / "golden", folder)
 
 
@@ -146,5 +146,5 @@ def test_a_run_whose_hashes_do_not_fit_does_not_become_golden(tmp_path: Path) ->
     folder = fit(tmp_path / "run")
     lines = tmp_path / "run" / "records.jsonl"
     lines.write_bytes(lines.read_bytes().replace(b'"quantise":0.1', b'"quantise":0.2', 1))
-    with pytest.raises(ResultError, match=r"fails 'epmq verify': .* SHA-256"):
+    with pytest.raises(UserError, match=r"fails 'epmq verify': .* SHA-256"):
         golden.update(folder, tmp_path / "golden", "no")

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from epmq.result_errors import ResultError
+from epmq.errors import UserError
 from results.judge.verify import verify
 from results.store.folder import RunFolder
 from results.tables.comparison import FORMATS, render, save
@@ -28,19 +28,19 @@ def complaints(path: Path) -> Iterator[str]:
     try:
         folder = RunFolder.open(path)
         yield from folder.problems
-    except ResultError as error:
+    except UserError as error:
         yield str(error)
         return
     for fmt in FORMATS:
         try:
             assert SECRET not in render(folder, fmt)
-        except ResultError as error:
+        except UserError as error:
             yield str(error)
     try:
         report = verify(folder)
         yield from (failure for point in report.points for failure in point.failures)
         assert SECRET not in report.render()
-    except ResultError as error:
+    except UserError as error:
         yield str(error)
 
 
@@ -111,9 +111,9 @@ def test_nothing_is_written_through_a_hostile_folder(outside: Path, hostile: Hos
     make_whole(outside / "run")
     hostile.edit(outside / "run")
     elsewhere = contents(outside / "elsewhere")
-    with contextlib.suppress(ResultError):
+    with contextlib.suppress(UserError):
         make_folder(outside / "run", make_cell("new"))
-    with contextlib.suppress(ResultError):
+    with contextlib.suppress(UserError):
         save(RunFolder.open(outside / "run"))
     assert contents(outside / "elsewhere") == elsewhere
 

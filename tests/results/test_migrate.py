@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from epmq.result_errors import ResultError
+from epmq.errors import UserError
 from results.judge.check import check
 from results.judge.verify import verify
 from results.store.folder import RunFolder
@@ -77,7 +77,7 @@ def test_a_field_of_a_newer_schema_is_unknown_to_an_older_one() -> None:
     for field, model in (("device", Record), ("rehearsal", Manifest)):
         made = make_cell("a")[0] if model is Record else make_manifest()
         stored = {**json.loads(made.to_json()), "schema": 1}
-        with pytest.raises(ResultError, match=f"schema 1 has no field '{field}'"):
+        with pytest.raises(UserError, match=f"schema 1 has no field '{field}'"):
             model.from_json(json.dumps(stored).encode())
 
 
@@ -107,11 +107,11 @@ def test_nothing_is_added_to_an_older_folder(tmp_path: Path, version: int) -> No
     complaint = (
         f"holds results of schema {version}, which can be read but not added to .*choose another --out"
     )
-    with pytest.raises(ResultError, match=complaint):
+    with pytest.raises(UserError, match=complaint):
         folder.append(record, folder.correct(record.key))
-    with pytest.raises(ResultError, match=complaint):
+    with pytest.raises(UserError, match=complaint):
         RunFolder.open(tmp_path / "run", folder.manifest)
-    with pytest.raises(ResultError, match=complaint):
+    with pytest.raises(UserError, match=complaint):
         RunFolder.open(tmp_path / "run", folder.manifest, create=True)
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from epmq.result_errors import ResultError
+from epmq.errors import UserError
 from results.store.records import Manifest, Record
 from tests.fixtures.records import make_cell, make_manifest
 
@@ -105,7 +105,7 @@ def test_an_average_within_round_off_of_the_mean_is_accepted() -> None:
     ],
 )
 def test_a_bad_line_is_explained_in_one_line(line: str, complaint: str) -> None:
-    with pytest.raises(ResultError, match=complaint) as caught:
+    with pytest.raises(UserError, match=complaint) as caught:
         Record.from_json(line.encode())
     assert "\n" not in str(caught.value)
 
@@ -113,14 +113,14 @@ def test_a_bad_line_is_explained_in_one_line(line: str, complaint: str) -> None:
 def test_json_without_a_schema_is_refused() -> None:
     data = json.loads(make_cell("a")[0].to_json())
     del data["schema"]
-    with pytest.raises(ResultError, match="schema: Field required"):
+    with pytest.raises(UserError, match="schema: Field required"):
         Record.from_json(json.dumps(data).encode())
 
 
 def test_json_numbers_as_strings_are_refused() -> None:
     data = json.loads(make_cell("a")[0].to_json())
     data["average"] = str(data["average"])
-    with pytest.raises(ResultError, match="average: Input should be a valid number"):
+    with pytest.raises(UserError, match="average: Input should be a valid number"):
         Record.from_json(json.dumps(data).encode())
 
 
@@ -131,7 +131,7 @@ def test_a_record_can_not_be_changed() -> None:
 
 def test_a_complaint_holds_nothing_that_a_terminal_obeys() -> None:
     data = json.loads(make_cell("a")[0].to_json())
-    with pytest.raises(ResultError, match=r"\?\[2J.*not permitted") as caught:
+    with pytest.raises(UserError, match=r"\?\[2J.*not permitted") as caught:
         Record.from_json(json.dumps({**data, "\x1b[2J" + "a" * 1000: 1}).encode())
     assert str(caught.value).isprintable()
     assert len(str(caught.value)) < 200

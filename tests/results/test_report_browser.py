@@ -1,6 +1,6 @@
 """The report in a browser: it reads, sorts and prints, and axe-core finds nothing serious to complain about.
 
-Needs Chromium and its driver (Debian: chromium, chromium-driver) and the extra `browser`.
+Needs Chromium and its driver (Debian: chromium, chromium-driver) and the extra ``browser``.
 """
 
 from __future__ import annotations

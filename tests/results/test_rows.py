@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
-from results.analysis.grouping import grouped
-from results.analysis.outcomes import outcomes
+from results.analysis.groups import grouped, outcomes
 from results.analysis.rows import Row, comparison, recovered
 from results.analysis.stats import hierarchical_bootstrap, holm, paired_test
 from results.store.folder import RunFolder

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from epmq.result_errors import ResultError
+from epmq.errors import UserError
 from results.store.folder import RunFolder
 from results.store.records import Record, TaskResult
 from tests.fixtures.records import Correct, make_cell, make_correct, make_folder, make_key, make_record
@@ -81,11 +81,11 @@ def test_predictions_that_are_not_the_records_are_refused(
     tmp_path: Path, changes: dict[str, Any], complaint: str
 ) -> None:
     folder = make_folder(tmp_path)
-    with pytest.raises(ResultError, match=complaint):
+    with pytest.raises(UserError, match=complaint):
         folder.append(*ranked(changes))
     record, correct, arrays = ranked()
     del arrays["sts@reference"]
-    with pytest.raises(ResultError, match="its record asks for"):
+    with pytest.raises(UserError, match="its record asks for"):
         folder.append(record, correct, arrays)
     assert keys(folder) == []
 
@@ -107,13 +107,13 @@ def test_correctness_that_is_not_the_records_is_refused(
     tmp_path: Path, correct: Correct, complaint: str
 ) -> None:
     folder = make_folder(tmp_path)
-    with pytest.raises(ResultError, match=complaint):
+    with pytest.raises(UserError, match=complaint):
         folder.append(make_record(make_correct(), "a"), correct)
     assert keys(folder) == []
 
     folder.append(*make_cell("a"))
     np.savez_compressed(tmp_path / "samples" / f"{make_key('a')}.npz", allow_pickle=False, **correct)
-    with pytest.raises(ResultError, match=complaint):
+    with pytest.raises(UserError, match=complaint):
         folder.correct(make_key("a"))
 
 
@@ -138,7 +138,7 @@ def _truncated() -> bytes:
 def test_a_file_of_samples_that_is_damaged_or_pickled_is_refused(tmp_path: Path, content: bytes) -> None:
     folder = make_folder(tmp_path, make_cell("a"))
     (tmp_path / "samples" / f"{make_key('a')}.npz").write_bytes(content)
-    with pytest.raises(ResultError, match="cannot be read as per-sample correctness") as caught:
+    with pytest.raises(UserError, match="cannot be read as per-sample correctness") as caught:
         folder.correct(make_key("a"))
     assert "\n" not in str(caught.value)
 
@@ -146,5 +146,5 @@ def test_a_file_of_samples_that_is_damaged_or_pickled_is_refused(tmp_path: Path,
 def test_samples_that_are_missing_are_refused(tmp_path: Path) -> None:
     folder = make_folder(tmp_path, make_cell("a"))
     (tmp_path / "samples" / f"{make_key('a')}.npz").unlink()
-    with pytest.raises(ResultError, match="No such file"):
+    with pytest.raises(UserError, match="No such file"):
         folder.correct(make_key("a"))

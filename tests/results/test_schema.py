@@ -12,7 +12,7 @@ import pytest
 
 from benchmarks.cli import folder
 from benchmarks.cli.folder import SCHEMAS
-from epmq.result_errors import ResultError
+from epmq.errors import UserError
 from results.store.records import SCHEMA, Manifest, Record
 from tests.fixtures.records import command, make_cell, make_manifest
 
@@ -48,7 +48,7 @@ def test_the_present_version_is_printed_by_default(capsys: pytest.CaptureFixture
 
 @pytest.mark.parametrize("version", [0, 99, -1])
 def test_an_unknown_version_is_one_line(version: int) -> None:
-    with pytest.raises(ResultError, match=f"schema version {version} is unknown; give 1 to {SCHEMA}"):
+    with pytest.raises(UserError, match=f"schema version {version} is unknown; give 1 to {SCHEMA}"):
         command(folder, "schema", "record", f"--version={version}")
 
 

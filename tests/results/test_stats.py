@@ -11,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 from scipy.stats import binomtest, ks_2samp, kstest, spearmanr
 
-from epmq.result_errors import ResultError
+from epmq.errors import UserError
 from results.analysis import stats
 from results.analysis.stats import (
     Difference,
@@ -176,7 +176,7 @@ def test_the_interval_over_three_seeds_covers_the_truth(spread: float) -> None:
 
 def test_the_numbers_of_seeds_must_agree() -> None:
     correct = make_correct()
-    with pytest.raises(ResultError, match="can't pair 2 seeds with 1"):
+    with pytest.raises(UserError, match="cannot pair 2 seeds with 1"):
         hierarchical_bootstrap([correct, correct], [correct])
 
 
@@ -226,9 +226,9 @@ def test_accuracy_and_correlation_average_together() -> None:
 def test_other_references_or_metrics_are_not_paired() -> None:
     ranked = draw_ranked(np.random.default_rng(12), 20, 0.5)
     other = Ranked(ranked.prediction, ranked.reference[::-1])
-    with pytest.raises(ResultError, match="its references differ"):
+    with pytest.raises(UserError, match="its references differ"):
         paired_bootstrap({"x": ranked}, {"x": other})
-    with pytest.raises(ResultError, match="one is scored by accuracy"):
+    with pytest.raises(UserError, match="one is scored by accuracy"):
         paired_bootstrap({"x": ranked}, {"x": np.ones(20, bool)})
 
 
@@ -243,9 +243,9 @@ def test_other_references_or_metrics_are_not_paired() -> None:
 )
 def test_samples_that_are_not_the_same_are_not_paired(other: Correct) -> None:
     for compare in (paired_bootstrap, mcnemar):
-        with pytest.raises(ResultError, match="can't pair"):
+        with pytest.raises(UserError, match="cannot pair"):
             compare(make_correct(), other)
-    with pytest.raises(ResultError, match="can't pair"):
+    with pytest.raises(UserError, match="cannot pair"):
         mcnemar({}, {})
 
 

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from epmq.result_errors import ResultError
-from results.analysis.outcomes import outcomes
+from epmq.errors import UserError
+from results.analysis.groups import outcomes
 from results.analysis.stats import paired_bootstrap
 from results.store.folder import RunFolder
 from results.store.records import Record
@@ -219,7 +219,7 @@ def test_hostile_names_do_not_break_a_table(tmp_path: Path, name: str) -> None:
     ("fmt", "near"), [("markdown", "md"), ("CSV", "csv"), ("tex", "latex"), ("jsonl", "json")]
 )
 def test_an_unknown_format_names_the_nearest(tmp_path: Path, fmt: str, near: str) -> None:
-    with pytest.raises(ResultError, match=f"unknown table format '{fmt}'; did you mean '{near}'"):
+    with pytest.raises(UserError, match=f"unknown table format '{fmt}'; did you mean '{near}'"):
         render(make_folder(tmp_path), fmt)
 
 
@@ -268,7 +268,7 @@ def test_a_choice_of_rows_does_not_change_their_numbers_and_marks(tmp_path: Path
 def test_a_name_that_matches_nothing_is_an_error(
     tmp_path: Path, selection: dict[str, Any], complaint: str
 ) -> None:
-    with pytest.raises(ResultError, match=complaint):
+    with pytest.raises(UserError, match=complaint):
         render(make_folder(tmp_path, *study()), "md", Selection(**selection))
 
 

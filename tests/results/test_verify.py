@@ -1,4 +1,4 @@
-"""`epmq verify` passes what the runner writes, and finds every number and byte that is not what it says."""
+"""``epmq verify`` passes what the runner writes, and finds every number and byte that is not what it says."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from benchmarks.cli import folder as cli_folder
-from epmq.result_errors import ResultError
+from epmq.errors import UserError
 from results.figures.data import figure_data
 from results.judge.verify import Report, verify
 from results.store.folder import RunFolder
@@ -276,5 +276,5 @@ def test_the_command_as_json_holds_every_failure(tmp_path: Path, capsys: pytest.
 
 
 def test_a_folder_that_is_none_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(ResultError, match=r"has no manifest\.json"):
+    with pytest.raises(UserError, match=r"has no manifest\.json"):
         command(cli_folder, "verify", tmp_path)

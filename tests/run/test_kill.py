@@ -24,7 +24,7 @@ OPTIONS = [
 
 
 def run_command(suite: Path, out: Path, cache: Path) -> None:
-    """`epmq run`, in a process of its own."""
+    """``epmq run``, in a process of its own."""
     import datasets
     from tqdm import tqdm
 

@@ -12,7 +12,8 @@ from benchmarks.run.cells import Request, expand
 from benchmarks.run.plan import Download, Plan
 from benchmarks.sources import lock as locks
 from benchmarks.suites import load as suites
-from benchmarks.suites.load import Suite, TowerSpec
+from benchmarks.suites.forms import Suite
+from benchmarks.suites.towers import TowerSpec
 from benchmarks.workbench.machine import Machine
 from tests.fixtures.pinned_replica import BASE, SAFE, Replica, described, lock_of, write_repositories
 from tests.hub.server import Hub

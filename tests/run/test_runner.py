@@ -33,14 +33,13 @@ from benchmarks.run.runner import run
 from benchmarks.sources import data
 from benchmarks.sources.fetch import digest
 from benchmarks.suites import load as suites
-from benchmarks.suites.load import ImageTask
+from benchmarks.suites.forms import ImageTask
 from benchmarks.workbench import environment
 from benchmarks.workbench.base import Bench
 from epmq.calibration import Calibration
 from epmq.checkpoints.lazy import sha256
 from epmq.errors import UserError
 from epmq.layer.spec import QuantSpec
-from epmq.result_errors import ResultError
 from results.store.folder import RunFolder
 from results.store.records import Record
 from tests.fixtures.tiny_suite import TASKS, TEMPLATES, TEST, TinySuite
@@ -364,7 +363,7 @@ def test_a_folder_of_another_suite_version_is_refused_before_models_are_opened(
     before = snapshot(tmp_path / "out")
     monkeypatch.setattr(runner, "open_bench", lambda *_: pytest.fail("models were opened"))
     newer = tiny.suite.model_copy(update={"version": 2})
-    with pytest.raises(ResultError, match="holds results of tiny version 1, asked for tiny version 2"):
+    with pytest.raises(UserError, match="holds results of tiny version 1, asked for tiny version 2"):
         run(newer, few(), tmp_path / "out", {})
     assert snapshot(tmp_path / "out") == before
 

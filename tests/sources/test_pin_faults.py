@@ -48,7 +48,7 @@ def content(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def served(replica: Replica) -> dict[str, dict[str, str]]:
-    """What `FETCH` prints when nothing goes wrong."""
+    """What ``FETCH`` prints when nothing goes wrong."""
     names = {BASE: "models", SAFE: "models", PICKLED: "models", PCAM: "datasets", FER: "datasets"}
     locked = lock_of(replica.hub, replica.suite)
     repos = [*locked.models.values(), *locked.datasets.values()]

@@ -17,8 +17,9 @@ from benchmarks.sources import hub, pin, resolve
 from benchmarks.sources import lock as locks
 from benchmarks.sources.fetch import Sources, label_counts
 from benchmarks.sources.lock import DatasetLock, FileLock, Lock, SplitLock
+from benchmarks.suites import forms
 from benchmarks.suites import load as suites
-from benchmarks.suites.load import Suite, TaskSpec
+from benchmarks.suites.forms import Suite, TaskSpec
 from epmq.errors import UserError
 
 SUITE = suites.load("clip-vit-b32-8")
@@ -116,7 +117,7 @@ def test_the_lock_of_a_rehearsal_stays_out_of_the_code(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("EPMQ_CACHE", str(tmp_path))
-    assert locks.default_path(SUITE) == suites.PACKAGE / "sources" / "locks" / "clip-vit-b32-8.json"
+    assert locks.default_path(SUITE) == forms.PACKAGE / "sources" / "locks" / "clip-vit-b32-8.json"
     rehearsal = SUITE.model_copy(update={"rehearsal": True})
     assert locks.default_path(rehearsal) == tmp_path / "locks" / "clip-vit-b32-8.json"
 

@@ -8,13 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.cli import judge
 from benchmarks.studies import gate
 from benchmarks.studies.gate import GateReport, Measured, measure
-from epmq.result_errors import ResultError
+from epmq.errors import UserError
 from results.store.folder import RunFolder
 from results.store.records import Record
-from tests.fixtures.records import Correct, command, make_folder, make_record
+from tests.fixtures.records import Correct, make_folder, make_record
 
 
 @pytest.fixture
@@ -83,12 +82,12 @@ def test_the_same_seed_gives_the_same_rates(run: RunFolder) -> None:
 def test_the_command_prints_false_alarms_and_power(
     run: RunFolder, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert command(judge, "gate", run.path, "--replicas", 50) == 0
+    assert gate.main([str(run.path), "--replicas", "50"]) == 0
     text = capsys.readouterr().out
     assert "none (false alarms)" in text
     assert "3 points" in text
     assert "stated false-alarm rate: at most 1.00%; measured: agrees" in text
-    assert command(judge, "gate", run.path, "--replicas", 50, "--churn", 1, "--loss", 2, "--json") == 0
+    assert gate.main([str(run.path), "--replicas", "50", "--churn", "1", "--loss", "2", "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert [entry["loss"] for entry in report["measured"]] == [0.0, 2.0, 2.0]
 
@@ -96,9 +95,12 @@ def test_the_command_prints_false_alarms_and_power(
 @pytest.mark.parametrize(
     "arguments", [["--replicas", 0], ["--churn", 0], ["--churn", 1.5], ["--rate", 1], ["--loss", -1]], ids=str
 )
-def test_arguments_out_of_range_are_refused(run: RunFolder, arguments: list[object]) -> None:
-    with pytest.raises(ResultError, match="must be"):
-        command(judge, "gate", run.path, *arguments)
+def test_arguments_out_of_range_are_refused(
+    run: RunFolder, arguments: list[object], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        gate.main([str(run.path), *map(str, arguments)])
+    assert "must be" in capsys.readouterr().err
 
 
 def test_cells_on_different_samples_are_refused(tmp_path: Path) -> None:
@@ -106,7 +108,7 @@ def test_cells_on_different_samples_are_refused(tmp_path: Path) -> None:
     for name, size in (("a", 100), ("b", 200)):
         correct = {"digits": np.ones(size, bool)}
         cells.append((make_record(correct, name), correct))
-    with pytest.raises(ResultError, match="same samples"):
+    with pytest.raises(UserError, match="same samples"):
         measure(make_folder(tmp_path, *cells))
-    with pytest.raises(ResultError, match="same samples"):
+    with pytest.raises(UserError, match="same samples"):
         measure(make_folder(tmp_path / "none"))

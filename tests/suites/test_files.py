@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from benchmarks.run.cells import CONTROLS, Request, expand
+from benchmarks.suites import forms
 from benchmarks.suites import load as suites
-from benchmarks.suites.load import ClipSuite
+from benchmarks.suites.forms import ClipSuite
 from epmq.errors import UserError
 
 BASES = {"b32": "openai/clip-vit-base-patch32", "l14": "openai/clip-vit-large-patch14"}
@@ -30,7 +31,7 @@ CLIP = {
 
 def variant(path: Path, change: dict[str, Any]) -> Path:
     """A changed copy of a bundled suite file."""
-    described = json.loads((suites.FOLDER / "micro-clip-8.json").read_text("utf-8"))
+    described = json.loads((forms.FOLDER / "micro-clip-8.json").read_text("utf-8"))
     path.write_text(json.dumps({**described, **change}))
     return path
 
@@ -172,7 +173,7 @@ def test_a_folder_is_no_hub_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_shared_tasks_are_complete_and_say_where_their_facts_are_from() -> None:
-    files = sorted(suites.TASKS.glob("*.json"))
+    files = sorted(forms.TASKS.glob("*.json"))
     assert [file.stem for file in files] == sorted(TASKS_20)
     for file in files:
         content = json.loads(file.read_text("utf-8"))

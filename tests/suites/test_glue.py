@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
+from benchmarks.suites import forms
 from benchmarks.suites import load as suites
-from benchmarks.suites.load import TextSuite, TextTask
+from benchmarks.suites.forms import TextSuite, TextTask
 from benchmarks.suites.prompt import read
 
 FULL, LORA = "flan-t5-base-glue8", "flan-t5-base-glue8-lora16"
@@ -154,5 +155,5 @@ def test_the_towers_size_is_flan_t5_bases() -> None:
 
 def test_files_are_indented_as_the_others() -> None:
     for name in (FULL, LORA):
-        text = (suites.FOLDER / f"{name}.json").read_text("utf-8")
+        text = (forms.FOLDER / f"{name}.json").read_text("utf-8")
         assert text == json.dumps(json.loads(text), indent=1, ensure_ascii=False) + "\n"

@@ -13,7 +13,7 @@ import json
 import pytest
 
 from benchmarks.suites import load as suites
-from benchmarks.suites.load import ImageTask
+from benchmarks.suites.forms import ImageTask
 
 # classes, templates, test samples, data set, SHA-256 of names and templates (first 12 digits)
 FACTS = {

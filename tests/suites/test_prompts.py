@@ -11,7 +11,7 @@ import yaml
 from lm_eval.utils import apply_template
 from pyarrow import parquet
 
-from benchmarks.suites import load as suites
+from benchmarks.suites import forms
 from benchmarks.suites import prompt as prompts
 from benchmarks.suites.prompt import PROMPTS, read
 from epmq.errors import UserError
@@ -63,7 +63,7 @@ def test_there_is_a_file_for_each_task_of_both_sets() -> None:
 def test_every_bundled_row_is_asked_and_answered_word_for_word(name: str, split: str) -> None:
     prompt, answers = WORDS[name]
     task = read(f"micro_glue_8/{name}.yaml")
-    folder = suites.PACKAGE / "embedded" / "micro_glue_8" / "data" / name / "data"
+    folder = forms.PACKAGE / "embedded" / "micro_glue_8" / "data" / name / "data"
     rows = parquet.read_table(folder / f"{split}-00000-of-00001.parquet").to_pylist()
     task.require(rows[0], "here")
     task.check([row["label"] for row in rows], "here")

@@ -21,7 +21,8 @@ from benchmarks.embedded.micro_glue_8.train import HELD_OUT
 from benchmarks.embedded.training import step_generator
 from benchmarks.suites import load as suites
 from benchmarks.suites import prompt
-from benchmarks.suites.load import TextTask, locate
+from benchmarks.suites.forms import TextTask
+from benchmarks.suites.load import locate
 
 
 def reached(task: TextTask) -> float:

@@ -41,7 +41,7 @@ from benchmarks.embedded.training import (
 )
 from benchmarks.suites import load as suites
 from benchmarks.suites import prompt
-from benchmarks.suites.load import TextSuite
+from benchmarks.suites.forms import TextSuite
 from benchmarks.suites.prompt import LmTask
 from benchmarks.text.metrics import number
 

@@ -1,0 +1,201 @@
+"""The forms of suite files: suites, their tasks, where samples come from."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from benchmarks.suites.strict import Count, Names, Strict
+from benchmarks.suites.towers import TextTowerSpec, TowerSpec
+from epmq.errors import nearest
+
+PACKAGE = Path(__file__).parents[1]
+FOLDER = PACKAGE / "suites"
+TASKS = FOLDER / "tasks"
+
+
+class DatasetSpec(Strict):
+    """Where a task's samples come from; ``package:`` paths are bundled, others are folders or hub ids.
+
+    ``train_size`` and ``eval_size`` are ``None`` where they are not known before the data set is pinned.
+    """
+
+    path: str
+    config: str | None
+    revision: str | None
+    train_split: str
+    eval_split: str
+    label_column: str
+    train_size: Count | None
+    eval_size: Count | None
+    licence: str
+
+    @property
+    def inputs(self) -> list[str]:
+        """Columns that a model's inputs are made from."""
+        raise NotImplementedError
+
+
+class ImageData(DatasetSpec):
+    """Samples that are images."""
+
+    image_column: str
+
+    @property
+    def inputs(self) -> list[str]:
+        return [self.image_column]
+
+
+class TextData(DatasetSpec):
+    """Samples whose prompt is made from one or several columns of text."""
+
+    columns: Names
+
+    @property
+    def inputs(self) -> list[str]:
+        return list(self.columns)
+
+
+class Source(Strict):
+    """The public files that a task's facts were read from."""
+
+    repository: str
+    commit: str
+    paths: Names
+
+
+class TaskSpec(Strict):
+    """One task: data and expert checkpoint. ``notes`` say what is odd about the data and stays so."""
+
+    task: str
+    dataset: DatasetSpec
+    expert: str
+    notes: Sequence[str] = ()
+    source: Source | None = None
+
+
+class ImageTask(TaskSpec):
+    """A task of zero-shot classification: class names in label order, prompt templates with ``{c}``."""
+
+    dataset: ImageData
+    class_names: Names
+    templates: Names
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_shared(cls, given: Any) -> Any:
+        if not isinstance(given, dict) or "use" not in given:
+            return given
+        own = {name: value for name, value in given.items() if name != "use"}
+        return {**_shared_task(given["use"]), **own}
+
+    @field_validator("templates")
+    @classmethod
+    def _templates_take_a_class(cls, templates: list[str]) -> list[str]:
+        for template in templates:
+            if "{c}" not in template:
+                raise ValueError(f"template {template!r} lacks {{c}}, the place of the class name")
+        return templates
+
+
+class TextTask(TaskSpec):
+    """A task of generation. ``prompt`` is an lm-eval task: ``SET/NAME.yaml`` in ``prompts``, or a path."""
+
+    dataset: TextData
+    prompt: str
+
+
+def _shared_task(name: Any) -> dict[str, Any]:
+    """The content of ``benchmarks/suites/tasks/NAME.json``."""
+    known = sorted(file.stem for file in TASKS.glob("*.json"))
+    if name not in known:
+        raise ValueError(f"task {name!r} to use is unknown{nearest(str(name), known)}")
+    content: dict[str, Any] = json.loads((TASKS / f"{name}.json").read_bytes())
+    return content
+
+
+class Comparison(Strict):
+    """A named set of options for ``epmq run``: what is compared when the command names nothing."""
+
+    merge: list[str]
+    method: list[str]
+    target: list[Literal["merged", "expert"]]
+    bits: list[int]
+    samples: int
+    controls: list[str]
+
+
+class Suite(Strict):
+    """A suite and its version; a change that can move a number takes a new version.
+
+    Attributes:
+        rehearsal: its models and data are made-up stand-ins; its numbers are never results.
+        tower: the base's size; ``None`` leaves a plan's estimates out.
+    """
+
+    name: str
+    version: int = Field(ge=1)
+    kind: Literal["clip", "text"]
+    description: str
+    library: str
+    rehearsal: bool = False
+    base: str
+    tower: TowerSpec | TextTowerSpec | None = None
+    metric: str
+    comparisons: dict[str, Comparison]
+    checkpoints: dict[str, str]  # SHA-256 of checkpoint files, by path (of bundled ones: below the package)
+    tasks: Sequence[TaskSpec]
+
+    @field_validator("tasks")
+    @classmethod
+    def _tasks_differ(cls, tasks: Sequence[TaskSpec]) -> Sequence[TaskSpec]:
+        names = [task.task for task in tasks]
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise ValueError(f"task {twice[0]!r} is there twice")
+        return tasks
+
+
+class ClipSuite(Suite):
+    """Image classification by CLIP models.
+
+    Attributes:
+        image_processor: of a ``transformers`` suite, which of the two CLIP image processors (they resize
+            differently): ``slow`` works on Pillow images, ``fast`` on tensors.
+    """
+
+    kind: Literal["clip"]
+    library: Literal["open_clip", "transformers"]
+    image_processor: Literal["slow", "fast"] | None = None
+    tower: TowerSpec | None = None
+    tasks: Annotated[list[ImageTask], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _processor_is_chosen(self) -> ClipSuite:
+        if (self.library == "transformers") != (self.image_processor is not None):
+            raise ValueError(
+                "image_processor: a transformers suite needs slow or fast, an open_clip one has none"
+            )
+        return self
+
+
+class TextSuite(Suite):
+    """Text tasks by language models of transformers, evaluated through lm-eval.
+
+    Attributes:
+        architecture: ``encoder-decoder`` (T5) or ``causal`` (Llama and its like).
+        max_length: tokens of a prompt; what is longer is cut.
+    """
+
+    kind: Literal["text"]
+    library: Literal["transformers"]
+    architecture: Literal["encoder-decoder", "causal"]
+    max_length: Count
+    tower: TextTowerSpec | None = None
+    tasks: Annotated[list[TextTask], Field(min_length=1)]
+
+
+FORMS: dict[str, type[Suite]] = {"clip": ClipSuite, "text": TextSuite}
