@@ -1,6 +1,7 @@
-"""Familiar names: a rounding with the target and the calibration axes that make it a published method.
+"""Methods as rows: what a method starts from, its calibration passes, and who rounds the last one.
 
-E-PMQ is not a second code path: it is any registered rounding on the expert target.
+E-PMQ is not a second code path: it is any registered rounding on the expert target. A control is a row of the
+same parts (:mod:`baselines.controls`).
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, Literal
 
 from baselines.registry import names
 from epmq.calibration import Calibration, Target
@@ -18,55 +19,69 @@ IRRELEVANT = {"merged": ("mixing", "anchor", "anchor_scale"), "expert": ("dampin
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """A named method: a rounding, a target and axes of :class:`epmq.calibration.Calibration`.
+class Pass:
+    """One calibration walk over the model: a target and axes of :class:`epmq.calibration.Calibration`.
 
     ``fixed`` axes are the method's identity; ``defaults`` may be overridden by whoever runs it.
     """
 
-    name: str
-    rounding: str
     target: Target
-    summary: str
-    fixed: dict[str, Any] = field(default_factory=dict)
-    defaults: dict[str, Any] = field(default_factory=dict)
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+    defaults: Mapping[str, Any] = field(default_factory=dict)
 
     def calibration(self, overrides: Mapping[str, Any]) -> Calibration:
-        """The method's axes under the caller's overrides; raises UserError for a value out of range."""
+        """The axes under the caller's overrides; raises UserError for a value out of range."""
         asked = Calibration(**{**self.defaults, **overrides, "target": self.target, **self.fixed})
         plain = Calibration()  # axes that cannot change this target's numbers keep their defaults
         return replace(asked, **{name: getattr(plain, name) for name in IRRELEVANT[self.target]})
 
 
-WEIGHTS = {"mixing": 0.0}  # reading A: the experts' weights on the model's inputs
+@dataclass(frozen=True)
+class Recipe:
+    """A named row of a comparison.
+
+    Attributes:
+        passes: calibration walks, one after the other; all but the last leave full precision behind.
+        rounding: the registered rounding of the last pass; ``None`` leaves full precision behind too.
+        start: the registered merge that the first pass begins from, ``"base"`` for the base model or
+            ``"experts"`` for every task's own expert; ``None`` is the merge that is asked for.
+        kind: ``"control"`` for what stands beside the methods.
+    """
+
+    name: str
+    summary: str
+    passes: tuple[Pass, ...] = ()
+    rounding: str | None = None
+    start: str | None = None
+    kind: Literal["method", "control"] = "method"
+
+
+# Reading A: the experts' weights on the model's inputs.
+WEIGHTS = {"mixing": 0.0}
 # Reading B: the experts' own features. The mixing, and the default anchor of Calibration, are those that the
-# label-free search of benchmarks/studies/tune.py found on micro-clip-8 (results/v1/micro-clip-8/tuning.md).
+# label-free search of benchmarks/studies/tune.py found on micro-clip-8 (its tuning.md is with the results).
 FEATURES = {"mixing": 0.75}
+READING_A = Pass("expert", WEIGHTS)
+READING_B = Pass("expert", {}, FEATURES)
+NO_ANCHOR = {"anchor": 0.0}
 FAMILIAR = {
     recipe.name: recipe
     for recipe in (
+        Recipe("epmq", "E-PMQ, reading A (experts' weights on the model's inputs), GPTQ", (READING_A,), "gptq"),
+        Recipe("epmq-rtn", "E-PMQ, reading A, rounded to nearest", (READING_A,), "rtn"),
+        Recipe("epmq-awq", "E-PMQ, reading A, rounded AWQ-style", (READING_A,), "awq"),
         Recipe(
-            "epmq",
+            "epmq-no-anchor",
+            "ablation: reading A, no anchor",
+            (Pass("expert", {**WEIGHTS, **NO_ANCHOR}),),
             "gptq",
-            "expert",
-            "E-PMQ, reading A (experts' weights on the model's inputs), GPTQ",
-            WEIGHTS,
         ),
-        Recipe("epmq-rtn", "rtn", "expert", "E-PMQ, reading A, rounded to nearest", WEIGHTS),
-        Recipe("epmq-awq", "awq", "expert", "E-PMQ, reading A, rounded AWQ-style", WEIGHTS),
-        Recipe(
-            "epmq-no-anchor", "gptq", "expert", "ablation: reading A, no anchor", {**WEIGHTS, "anchor": 0.0}
-        ),
-        Recipe(
-            "epmq-features", "gptq", "expert", "E-PMQ, reading B (experts' own features), GPTQ", {}, FEATURES
-        ),
+        Recipe("epmq-features", "E-PMQ, reading B (experts' own features), GPTQ", (READING_B,), "gptq"),
         Recipe(
             "epmq-features-no-anchor",
-            "gptq",
-            "expert",
             "ablation: reading B, no anchor",
-            {"anchor": 0.0},
-            FEATURES,
+            (Pass("expert", NO_ANCHOR, FEATURES),),
+            "gptq",
         ),
     )
 }
@@ -98,7 +113,7 @@ def resolve(patterns: Iterable[str], targets: Iterable[Target]) -> list[Recipe]:
 
 
 def _with_target(rounding: str, target: Target) -> Recipe:
-    return _guided(rounding) if target == "expert" else Recipe(rounding, rounding, target, "")
+    return _guided(rounding) if target == "expert" else Recipe(rounding, "", (Pass(target),), rounding)
 
 
 def _guided(rounding: str) -> Recipe:
@@ -109,4 +124,4 @@ def _guided(rounding: str) -> Recipe:
         raise UserError(
             f"baseline {rounding!r} on the expert target would be {name!r}, which is taken; rename it"
         )
-    return recipe or Recipe(name, rounding, "expert", f"E-PMQ, reading A, rounded by {rounding}", WEIGHTS)
+    return recipe or Recipe(name, f"E-PMQ, reading A, rounded by {rounding}", (READING_A,), rounding)

@@ -7,6 +7,8 @@ floating point (an old ``position_ids`` buffer) are the base's. Semantics follow
 
 from __future__ import annotations
 
+import inspect
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any
@@ -20,16 +22,23 @@ from epmq.errors import UserError, choose
 Checkpoint = Mapping[str, Tensor]
 Merge = Callable[..., Iterator[tuple[str, Tensor]]]
 MERGES: dict[str, Merge] = {}
+CHECKS: dict[str, Callable[..., None]] = {}  # of options, by merge
 ENTRY_POINT_GROUP = "epmq.merges"  # of packages that add merging methods; the value names their module
 
 
-def merge_method(name: str) -> Callable[[Merge], Merge]:
-    """Register a merging method under ``name``."""
+def merge_method(name: str, *, check: Callable[..., None] | None = None) -> Callable[[Merge], Merge]:
+    """Register a merging method under ``name``.
+
+    Args:
+        check: called with the method's options; raises UserError for one out of range, before any work.
+    """
 
     def register(function: Merge) -> Merge:
         if name in MERGES:
             raise UserError(f"merge {name!r} is registered twice")
         MERGES[name] = function
+        if check is not None:
+            CHECKS[name] = check
         return function
 
     return register
@@ -44,6 +53,23 @@ def known() -> dict[str, Merge]:
     """Every merging method by name, those of installed plug-ins included."""
     _discover()
     return MERGES
+
+
+def options_of(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """A merge's options: what is given of them, its own defaults for the rest.
+
+    Raises:
+        UserError: the merge is unknown, or an option is out of range.
+    """
+    choose("merge", name, known())
+    parameters = inspect.signature(MERGES[name]).parameters.values()
+    named = [p for p in parameters if p.kind is p.KEYWORD_ONLY and p.default is not None]
+    options = {p.name: given.get(p.name, p.default) for p in named}
+    if wrong := [n for n, value in options.items() if isinstance(value, float) and not math.isfinite(value)]:
+        raise UserError(f"{name}: {wrong[0]} {options[wrong[0]]} is not a finite number")
+    if name in CHECKS:
+        CHECKS[name](**options)
+    return options
 
 
 def merge(name: str, base: Checkpoint, experts: Sequence[Checkpoint], **options: Any) -> dict[str, Tensor]:
@@ -82,7 +108,12 @@ def task_arithmetic(
         yield name, origin.float() + scale * total
 
 
-@merge_method("ties")
+def _ties_options(*, scale: float = 0.3, keep: float = 0.2) -> None:
+    if not 0 < keep <= 1:
+        raise UserError(f"ties: keep {keep} is out of range; give a share in (0, 1]")
+
+
+@merge_method("ties", check=_ties_options)
 def ties(
     base: Checkpoint,
     experts: Sequence[Checkpoint],
@@ -106,8 +137,7 @@ def ties(
         multiplicity: how often a tensor counts in the flattened vector when it is tied (T5's embedding is
             listed three times in a state dict: ``{"shared.weight": 3}``); 1 when absent.
     """
-    if not 0 < keep <= 1:
-        raise UserError(f"ties: keep {keep} is out of range; give a share in (0, 1]")
+    _ties_options(scale=scale, keep=keep)
     counts = multiplicity or {}
     names = [name for name, tensor in base.items() if tensor.is_floating_point()]
     cuts = [_trim_cut(base, expert, names, keep, counts) for expert in experts]

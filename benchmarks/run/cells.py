@@ -2,99 +2,94 @@
 
 from __future__ import annotations
 
-import collections
 import hashlib
-import inspect
 import json
-import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
-import torch
-
-from baselines.recipes import FAMILIAR, Recipe, resolve
+from baselines.controls import CONTROLS
+from baselines.recipes import Recipe, resolve
 from epmq.calibration import Calibration, Target
 from epmq.errors import UserError, choose
 from epmq.layer.spec import QuantSpec
-from epmq.merge import known
+from epmq.merge import known, options_of
 
-CONTROLS = {
-    "zero-shot": "the base model",
-    "experts": "every task by its own expert",
-    "regmean": "RegMean in full precision",
-    "regmean-gptq": "RegMean, then GPTQ",
-    "merged": "the merged model in full precision",
-    "epmq-fp": "W* of reading A in full precision: the ceiling of the weights target",
-    "epmq-features-fp": "W* of reading B in full precision: the ceiling of the features target",
-    "featcal-gptq": "W* of reading B in full precision first, then GPTQ of that model (FeatCal-style)",
-}
 DECODERS = {  # what calibration reads besides the prompts, in text suites
     "targets": "teacher-forced: the sample's own target (needs its label)",
     "start": "an encoder-decoder's start token alone, or nothing (no label)",
 }
-UNMERGED = ("zero-shot", "experts")
-PER_BITS = ("regmean-gptq", "featcal-gptq")  # controls that exist once per bit width
-# RegMean (Jin et al. 2023, arXiv 2212.09849) as FusionBench runs it on CLIP: inputs from the experts' own
-# streams, off-diagonal entries times 0.95, no ridge; all that is not a linear layer is the experts' mean.
-REGMEAN = {
-    "source": "expert",
-    "mixing": 0.0,
-    "anchor": 0.0,
-    "anchor_scale": "relative",
-    "off_diagonal": 0.95,
-    "task_weight": "uniform",
-    "recalibrate": "none",
-}
+UNMERGED = ("base", "experts")  # starts that are no merge
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One row: a merge, a method, its axes, the samples and the seed.
+    """One row: what it starts from, its calibration passes and rounding, the samples and the seed.
 
-    ``rounding`` is ``None`` for what is not quantised, ``calibration`` for what is not calibrated. Where the
-    centre of ``calibration`` is first put in place in full precision, ``then`` calibrates its rounding.
+    ``start`` is a merge by name, ``"base"``, or ``"experts"`` (every task by its own). Of the ``passes`` all
+    but the last put their centre in place in full precision; so does the last where ``rounding`` is ``None``.
     ``decoder`` is what a language model's calibration reads besides the prompts; ``None`` without one.
     """
 
     method: str
     kind: str
-    merge: str | None
+    start: str
     merge_options: dict[str, Any] = field(default_factory=dict)
+    passes: tuple[Calibration, ...] = ()
     rounding: str | None = None
-    calibration: Calibration | None = None
-    then: Calibration | None = None
     spec: QuantSpec | None = None
     samples: int | None = None
     seed: int = 0
     decoder: str | None = None
 
     @property
+    def merge(self) -> str | None:
+        """The merge by name; ``None`` where nothing is merged."""
+        return None if self.start in UNMERGED else self.start
+
+    @property
     def axes(self) -> dict[str, Any]:
-        """Every axis, flat."""
+        """Every axis, flat; those of a pass after the first under ``then.``, of the next ``then.then.``."""
         parts: dict[str, Any] = {} if self.samples is None else {"samples": self.samples}
         parts |= {} if self.decoder is None else {"decoder": self.decoder}
-        for part in (self.calibration, self.spec):
-            parts |= {} if part is None else asdict(part)
-        if self.then:
-            parts |= {f"then.{name}": value for name, value in asdict(self.then).items()}
-        return parts
+        for number, calibration in enumerate(self.passes):
+            prefix = "" if number == 0 else "then." * number
+            parts |= {f"{prefix}{name}": value for name, value in asdict(calibration).items()}
+        return parts if self.spec is None else parts | asdict(self.spec)
 
     @property
     def target(self) -> str | None:
-        return self.calibration.target if self.calibration and self.kind == "method" else None
+        """The target of a method's last pass; ``None`` for controls."""
+        return self.passes[-1].target if self.passes and self.kind == "method" else None
 
     @property
     def bits(self) -> int | None:
+        """Bits a code; ``None`` in full precision."""
         return self.spec.bits if self.spec else None
 
     def key(self, context: Mapping[str, Any]) -> str:
-        """16 hex digits of the hash of the cell and its context (suite, revisions, device class)."""
-        described = {**asdict(self), "context": context}
-        if self.decoder is None:  # of images; their keys are older than this axis
-            del described["decoder"]
-        text = json.dumps(described, sort_keys=True, default=str)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        """16 hex digits of the hash of the cell and its context (suite, revisions, device class).
+
+        Raises:
+            TypeError: the context holds what is not JSON, which would have no stable key.
+        """
+        passes = [asdict(calibration) for calibration in self.passes]
+        described = {
+            "method": self.method,
+            "kind": self.kind,
+            "merge": self.merge,
+            "merge_options": self.merge_options,
+            "rounding": self.rounding,
+            "calibration": passes[0] if passes else None,
+            "then": passes[1] if len(passes) > 1 else None,
+            "spec": asdict(self.spec) if self.spec else None,
+            "samples": self.samples,
+            "seed": self.seed,
+            "context": context,
+        }
+        if self.decoder is not None:  # images have none; their keys are older than this axis
+            described["decoder"] = self.decoder
+        return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
@@ -128,17 +123,12 @@ def expand(request: Request) -> list[Cell]:
         choose("control", name, CONTROLS)
     if wrong := [seed for seed in request.seeds if seed < 0]:
         raise UserError(f"seed {wrong[0]} is negative; give 0 or more")
-    recipes = resolve(request.method, request.target)
-    cells = [
-        cell for name in CONTROLS if name in request.controls for cell in _general_control(request, name)
-    ]
+    methods = resolve(request.method, request.target)
+    controls = [recipe for name, recipe in CONTROLS.items() if name in request.controls]
+    cells = [cell for recipe in controls if recipe.start for cell in _of_bits(request, recipe, recipe.start)]
     for merge in request.merge:
-        cells += [
-            cell for name in CONTROLS if name in request.controls for cell in _control(request, name, merge)
-        ]
-        for bits in request.bits:
-            for recipe in recipes:
-                cells += _calibrated(request, "method", merge, recipe, bits)
+        cells += [cell for recipe in controls if not recipe.start for cell in _of_bits(request, recipe, merge)]
+        cells += [cell for bits in request.bits for row in methods for cell in _cells(request, row, merge, bits)]
     if not cells:
         raise UserError("nothing is asked for; name a method and a merge, or a control")
     _refuse_idle_options(request, cells)
@@ -153,59 +143,26 @@ def _refuse_idle_options(request: Request, cells: Iterable[Cell]) -> None:
             raise UserError(f"{name} {value!r} changes no cell that is asked for; leave it out")
 
 
-def _general_control(request: Request, name: str) -> Iterable[Cell]:
-    """Controls that no merge belongs to."""
-    if name in UNMERGED:
-        yield Cell(name, "control", None)
-    elif name.startswith("regmean"):
-        recipe = Recipe(name, "gptq", "expert", CONTROLS[name], REGMEAN)
-        for bits in request.bits if name in PER_BITS else [None]:
-            yield from _calibrated(request, "control", "regmean", recipe, bits)
+def _of_bits(request: Request, recipe: Recipe, start: str) -> Iterable[Cell]:
+    """A control's cells: one a bit width where it is rounded."""
+    for bits in request.bits if recipe.rounding else [None]:
+        yield from _cells(request, recipe, start, bits)
 
 
-def _control(request: Request, name: str, merge: str) -> Iterable[Cell]:
-    """Controls that exist for every merge."""
-    if name == "merged":
-        yield Cell(name, "control", merge, _options(request, merge))
-    elif name in ("epmq-fp", "epmq-features-fp", "featcal-gptq"):
-        of = FAMILIAR["epmq" if name == "epmq-fp" else "epmq-features"]
-        for bits in request.bits if name in PER_BITS else [None]:
-            yield from _calibrated(request, "control", merge, replace(of, name=name), bits)
-
-
-def _calibrated(request: Request, kind: str, merge: str, recipe: Recipe, bits: int | None) -> Iterable[Cell]:
-    """The cell of each seed."""
-    calibration, then = recipe.calibration(request.calibration), None
-    if recipe.name in PER_BITS:
-        then = Recipe("gptq", "gptq", "merged", "").calibration(request.calibration)
-    for seed in request.seeds:
+def _cells(request: Request, recipe: Recipe, start: str, bits: int | None) -> Iterable[Cell]:
+    """The cell of each seed; what is not calibrated has one, at seed 0."""
+    passes = tuple(each.calibration(request.calibration) for each in recipe.passes)
+    for seed in request.seeds if passes else [0]:
         yield Cell(
             recipe.name,
-            kind,
-            merge,
-            _options(request, merge),
-            rounding=None if bits is None else recipe.rounding,
-            calibration=calibration,
-            then=then,
-            spec=None if bits is None else QuantSpec(bits, **request.spec),
-            samples=request.samples,
+            recipe.kind,
+            start,
+            {} if start in UNMERGED else options_of(start, request.merge_options),
+            passes,
+            recipe.rounding,
+            None if bits is None else QuantSpec(bits, **request.spec),
+            samples=request.samples if passes else None,
             seed=seed,
-            decoder=request.decoder,
+            decoder=request.decoder if passes else None,
         )
 
-
-def _options(request: Request, merge: str) -> dict[str, Any]:
-    """The merge's options: what the command set, the method's own defaults for the rest."""
-    if merge not in known():
-        return {}
-    parameters = inspect.signature(known()[merge]).parameters
-    options = {
-        name: request.merge_options.get(name, p.default)
-        for name, p in parameters.items()
-        if p.kind is p.KEYWORD_ONLY and p.default is not None
-    }
-    if wrong := [n for n, value in options.items() if isinstance(value, float) and not math.isfinite(value)]:
-        raise UserError(f"{merge}: {wrong[0]} {options[wrong[0]]} is not a finite number")
-    one = {"weight": torch.zeros(1)}
-    collections.deque(known()[merge](one, [one], **options), maxlen=0)  # so that it refuses them now
-    return options

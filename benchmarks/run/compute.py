@@ -54,8 +54,8 @@ def refuse_impossible(bench: Bench, cell: Cell) -> None:
     if cell.samples is not None:
         for task in bench.suite.tasks:
             bench.sample_ids(task, cell.samples, cell.seed)
-    if cell.calibration is not None:
-        for part, group in layer_groups(bench.tower, cell.calibration.layers).values():
+    for calibration in cell.passes:
+        for part, group in layer_groups(bench.tower, calibration.layers).values():
             weight = bench.tower.get_parameter(f"{part}.{group[0]}.weight")
             if cell.spec is not None:
                 cell.spec.columns_per_group(weight.shape[1])
@@ -64,7 +64,7 @@ def refuse_impossible(bench: Bench, cell: Cell) -> None:
 def compute(bench: Bench, cells: Sequence[Cell]) -> list[Outcome]:
     """Compute cells one after the other, then evaluate them in one pass over the test samples."""
     outcomes = [Outcome() for _ in cells]
-    if [cell.method for cell in cells] == ["experts"]:
+    if [cell.start for cell in cells] == ["experts"]:
         _evaluate_experts(bench, outcomes[0])
     else:
         pairs = zip(cells, outcomes, strict=True)
@@ -79,7 +79,7 @@ def together(cells: Sequence[Cell], count: int) -> Iterator[list[Cell]]:
     """Cells in order, in groups that one pass evaluates; the experts, a model per task, are a group alone."""
     group: list[Cell] = []
     for cell in cells:
-        if group and (len(group) == count or "experts" in (cell.method, group[-1].method)):
+        if group and (len(group) == count or "experts" in (cell.start, group[-1].start)):
             yield group
             group = []
         group.append(cell)
@@ -105,19 +105,16 @@ def _evaluate(
 
 
 def _model(bench: Bench, cell: Cell, outcome: Outcome) -> Tower:
-    """The cell's merge, calibrated and rounded."""
-    if cell.merge is None:
+    """What the cell starts from, calibrated and rounded."""
+    if cell.start == "base":
         return bench.tower.load_all(bench.models.base)
     with outcome.timed("merge"):
-        start = "simple-average" if cell.merge == "regmean" else cell.merge
-        tower = bench.merged(start, cell.merge_options)
-    if cell.then:
-        _walk(bench, cell, tower, cell.calibration, centre, outcome)
-    if cell.calibration:
+        tower = bench.merged(cell.start, cell.merge_options)
+    for number, calibration in enumerate(cell.passes, 1):
         solve: Solver = centre
-        if cell.rounding is not None and cell.spec is not None:
+        if number == len(cell.passes) and cell.rounding is not None and cell.spec is not None:
             solve = solver(baselines.get(cell.rounding), cell.spec)
-        _walk(bench, cell, tower, cell.then or cell.calibration, solve, outcome)
+        _walk(bench, cell, tower, calibration, solve, outcome)
     return tower
 
 
@@ -127,9 +124,8 @@ def solver(rounding: baselines.Baseline, spec: QuantSpec) -> Solver:
 
 
 def _walk(
-    bench: Bench, cell: Cell, tower: Tower, calibration: Calibration | None, solve: Solver, outcome: Outcome
+    bench: Bench, cell: Cell, tower: Tower, calibration: Calibration, solve: Solver, outcome: Outcome
 ) -> None:
-    assert calibration is not None
     assert cell.samples is not None
     inputs = bench.calibration_inputs(cell.samples, cell.seed, cell.decoder)
     steps = walk(tower, bench.models.experts, inputs, calibration, solve)

@@ -94,9 +94,8 @@ class Plan:
         return ["disk", size((self._test_samples + drawn) * 3 * tower.image_size**2), remark]
 
     def _memory(self, tower: TowerSpec | TextTowerSpec) -> list[str]:
-        calibrated = [c for c in self.cells if c.calibration]
-        images = max((c.samples or 0 for c in calibrated), default=0) * len(self.suite.tasks)
-        streams = max((_streams(c.calibration) for c in calibrated if c.calibration), default=0)
+        images = max((c.samples or 0 for c in self.cells), default=0) * len(self.suite.tasks)
+        streams = max((_streams(each) for c in self.cells for each in c.passes), default=0)
         hidden = streams * images * tower.tokens * tower.width * 4
         models = 4 * tower.parameters * (2 if any(c.merge for c in self.cells) else 1)
         return [
@@ -189,10 +188,9 @@ def _streams(calibration: Calibration) -> int:
 
 def _calibration_flops(cell: Cell, tower: TowerSpec | TextTowerSpec, tasks: int) -> int:
     """Forward passes and Grams of a cell's walks over its calibration images."""
-    walks = [c for c in (cell.calibration, cell.then) if c is not None]
     inputs = 3 * tower.width**2 + tower.mlp_width**2  # sides of a block's Gram matrices, squared
     grams = tower.layers * 2 * tower.tokens * inputs
-    per_image = sum(_streams(c) * ((GATHERS + 1) * tower.flops + grams) for c in walks)
+    per_image = sum(_streams(c) * ((GATHERS + 1) * tower.flops + grams) for c in cell.passes)
     return tasks * (cell.samples or 0) * per_image
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import inspect
 import os
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -12,10 +13,11 @@ from typing import Any
 import torch
 from pydantic import JsonValue
 
+import baselines
 from benchmarks.run.cells import Cell, Request
 from benchmarks.sources import data
 from benchmarks.suites.forms import Suite
-from benchmarks.workbench import environment
+from benchmarks.workbench import code, environment
 from benchmarks.workbench.base import Bench
 from benchmarks.workbench.machine import Machine
 from epmq.errors import UserError
@@ -81,8 +83,15 @@ def _listed(key: str, cell: Cell) -> dict[str, JsonValue]:
         "target": cell.target,
         "bits": cell.bits,
         "seed": cell.seed,
-        "code": environment.code_digest(cell.rounding),
+        "code": _code(cell.rounding),
     }
+
+
+def _code(rounding: str | None) -> str:
+    """The hash of the code behind a cell."""
+    if rounding is None:
+        return code.code_digest()
+    return code.code_digest(Path(inspect.getfile(baselines.get(rounding).rounding)))
 
 
 def refuse_other_origin(out: Path, wanted: Manifest) -> None:
@@ -100,9 +109,9 @@ def refuse_other_origin(out: Path, wanted: Manifest) -> None:
                 f"{out}: its results come from another revision of the {name} (see its manifest.json); "
                 "choose another --out"
             )
-    code = {cell.key: (cell.model_extra or {}).get("code") for cell in stored.cells}
+    made_by = {cell.key: (cell.model_extra or {}).get("code") for cell in stored.cells}
     for cell in wanted.cells:
-        if code.get(cell.key, now := (cell.model_extra or {}).get("code")) != now:
+        if made_by.get(cell.key, now := (cell.model_extra or {}).get("code")) != now:
             raise UserError(
                 f"{out}: its {cell.method} cell was made by other code of epmq or of the method; "
                 "choose another --out, delete this one or check out the version that made it"

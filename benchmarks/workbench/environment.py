@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
-import inspect
 import os
 import platform
 import subprocess
-from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
 
-import baselines
-import benchmarks
-import epmq
+from benchmarks.workbench.code import code_digest
 
 PACKAGES = (
     "epmq",
@@ -50,22 +44,6 @@ def describe() -> dict[str, Any]:
         "git_dirty": bool(_git("status", "--porcelain")) if commit else None,
         "code": code_digest(),
     }
-
-
-@cache
-def code_digest(rounding: str | None = None) -> str:
-    """SHA-256 over the sources that compute numbers: epmq, benchmarks and the rounding method's module."""
-    files = [f for package in (epmq, benchmarks) for f in sorted(_folder(package).glob("*.py"))]
-    if rounding is not None:
-        files.append(Path(inspect.getfile(baselines.get(rounding).rounding)))
-    digest = hashlib.sha256()
-    for file in files:
-        digest.update(f"{file.parent.name}/{file.name}\0".encode() + file.read_bytes())
-    return digest.hexdigest()
-
-
-def _folder(package: ModuleType) -> Path:
-    return Path(str(package.__file__)).parent
 
 
 def _version(name: str) -> str | None:

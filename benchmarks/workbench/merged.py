@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from benchmarks.workbench import environment
+from benchmarks.workbench import code
 from epmq.checkpoints.lazy import LazyCheckpoint
 from epmq.merge import known
 from epmq.models.tower import Tower
@@ -48,15 +48,13 @@ class MergedWeights:
         _save({key: p.detach().cpu() for key, p in tower.merged_parameters().items()}, file)
 
     def _file(self, name: str, options: Mapping[str, Any]) -> Path:
-        method = Path(inspect.getfile(known()[name])).read_bytes()
         described = {
             "merge": name,
             "options": dict(options),
             "origin": dict(self.origin),
-            "code": environment.code_digest(),
-            "method": hashlib.sha256(method).hexdigest(),
+            "code": code.merging_digest(Path(inspect.getfile(known()[name]))),
         }
-        text = json.dumps(described, sort_keys=True, default=str)
+        text = json.dumps(described, sort_keys=True)
         return self.root / f"{hashlib.sha256(text.encode()).hexdigest()[:24]}.safetensors"
 
 

@@ -85,7 +85,7 @@ _NAMES: dict[str, tuple[str, str | None]] = {
     "Simple Average": ("merged", "simple-average"),
     "Task Arithmetic": ("merged", "task-arithmetic"),
     "Ties-Merging": ("merged", "ties"),
-    "RegMean": ("regmean", "regmean"),
+    "RegMean": ("regmean", "simple-average"),
     "RegMean++": ("regmean++", "regmean++"),
 }
 

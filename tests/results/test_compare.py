@@ -134,14 +134,14 @@ def test_controls_stand_beside_the_newest_published_bound(tmp_path: Path) -> Non
         control("e", 0.904, method="experts", merge=None),
         control("m", 0.675, **scaled),
         control("n", 0.5, method="merged", merge_options={"scale": 0.5}),
-        control("r", 0.5, method="regmean", merge="regmean"),
+        control("r", 0.5, method="regmean", merge="simple-average"),
     ]
     found = compared(tmp_path, *cells)
     zero, merged = line(found, "zero-shot", None), line(found, "merged 0.3")
     assert (zero.published, zero.status) == (48.0806, "within noise")
     assert (merged.published, merged.status) == (67.5481, "match")
     assert line(found, "experts", None).status == "match"
-    assert line(found, "regmean", "regmean").status == "mismatch"
+    assert line(found, "regmean", "simple-average").status == "mismatch"
     assert line(found, "merged 0.3", "ties").status == "not run"
     assert zero.worst_task is not None
     task, difference, known = zero.worst_task

@@ -10,7 +10,7 @@ import pytest
 
 import baselines
 from baselines import registry
-from baselines.recipes import FAMILIAR
+from baselines.recipes import FAMILIAR, Pass, Recipe
 from baselines.registry import Baseline
 from benchmarks.run.cells import CONTROLS, Cell, Request, expand
 from epmq.calibration import Calibration
@@ -86,8 +86,8 @@ def test_the_cross_product_and_its_controls() -> None:
     ]
     per_merge += [("featcal-gptq", 4), ("featcal-gptq", 3)]
     assert controls == Counter(
-        [(None, "zero-shot", None), (None, "experts", None), ("regmean", "regmean", None)]
-        + [("regmean", "regmean-gptq", bits) for bits in (4, 3)]
+        [(None, "zero-shot", None), (None, "experts", None), ("simple-average", "regmean", None)]
+        + [("simple-average", "regmean-gptq", bits) for bits in (4, 3)]
         + [(merge, name, bits) for merge in ("task-arithmetic", "ties") for name, bits in per_merge]
     )
     assert len({key(cell) for cell in cells}) == len(cells)
@@ -122,7 +122,7 @@ def test_no_cell_is_there_twice() -> None:
         controls=[*CONTROLS, "merged"],
     )
     keyed = {key(cell): cell for cell in expand(everything)}
-    described = [str({**asdict(cell), "method": ""}) for cell in keyed.values() if cell.calibration]
+    described = [str({**asdict(cell), "method": ""}) for cell in keyed.values() if cell.passes]
     assert len(described) == len(set(described)), "two cells differ in nothing but their name"
 
 
@@ -152,7 +152,7 @@ def test_every_axis_is_in_the_record() -> None:
     every = {f.name for part in (Calibration, QuantSpec) for f in fields(part)} | {"samples"}
     (cell,) = expand(request(method=["epmq-features"]))
     assert cell.axes.keys() == every
-    assert FAMILIAR["epmq-features"].defaults.items() <= cell.axes.items()
+    assert FAMILIAR["epmq-features"].passes[0].defaults.items() <= cell.axes.items()
     featcal = expand(request(controls=["featcal-gptq"]))[0]
     assert featcal.axes.keys() == every | {f"then.{f.name}" for f in fields(Calibration)}
 
@@ -165,7 +165,7 @@ def test_the_key_changes_with_every_axis_of_calibration(name: str) -> None:
         expand(request(method=[method])),
         expand(request(method=[method], calibration=changed)),
     )
-    assert getattr(after.calibration, name) == OTHER_AXES[name]
+    assert getattr(after.passes[0], name) == OTHER_AXES[name]
     assert key(before) != key(after)
 
 
@@ -224,7 +224,7 @@ def test_an_axis_that_a_target_does_not_read_gives_no_second_key(method: str, ax
 def test_a_familiar_name_keeps_what_makes_it_that_method() -> None:
     axes = {"mixing": 0.5, "anchor": 0.5}
     cells = {c.method: c for c in expand(request(method=["epmq*"], calibration=axes))}
-    found = {n: (c.calibration.mixing, c.calibration.anchor) for n, c in cells.items() if c.calibration}
+    found = {n: (c.passes[0].mixing, c.passes[0].anchor) for n, c in cells.items()}
     assert found["epmq"] == (0.0, 0.5)
     assert found["epmq-no-anchor"] == (0.0, 0.0)
     assert found["epmq-features"] == (0.5, 0.5)
@@ -237,8 +237,9 @@ def test_regmean_stays_regmean_whatever_the_axes() -> None:
     company = ["gptq", "epmq-features"]  # methods that take the axes
     changed = expand(request(method=company, controls=["regmean"], calibration=axes))[0]
     assert plain == changed
-    assert plain.calibration == Calibration(
-        "expert", source="expert", mixing=0.0, anchor=0.0, off_diagonal=0.95
+    assert plain.start == "simple-average"
+    assert plain.passes == (
+        Calibration("expert", source="expert", mixing=0.0, anchor=0.0, off_diagonal=0.95),
     )
 
 
@@ -246,9 +247,9 @@ def test_regmean_stays_regmean_whatever_the_axes() -> None:
 def test_the_second_step_of_a_control_is_the_plain_gptq_that_was_asked_for(control: str) -> None:
     axes = {"damping": 0.05, "layers": "*.mlp.*", "task_weight": "frobenius"}
     two_steps, plain = expand(request(controls=[control], calibration=axes))
-    assert two_steps.calibration is not None
-    assert two_steps.calibration.layers == "*.mlp.*"
-    assert two_steps.then == plain.calibration
+    first, then = two_steps.passes
+    assert first.layers == "*.mlp.*"
+    assert (then,) == plain.passes
     assert (two_steps.rounding, two_steps.spec) == ("gptq", plain.spec)
 
 
@@ -284,6 +285,20 @@ def test_merge_options_are_those_of_the_merge() -> None:
 def test_what_cannot_be_asked_is_refused(change: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         expand(request(**change))
+
+
+def test_a_key_is_never_made_of_what_has_no_stable_form() -> None:
+    (cell,) = expand(request())
+    with pytest.raises(TypeError, match="not JSON serializable"):
+        cell.key({**CONTEXT, "stray": object()})
+
+
+def test_a_new_control_is_one_entry(monkeypatch: pytest.MonkeyPatch) -> None:
+    three = (Pass("expert"), Pass("expert", {"anchor": 0.5}), Pass("merged"))
+    monkeypatch.setitem(CONTROLS, "mine", Recipe("mine", "three passes", three, "rtn", kind="control"))
+    cell, _ = expand(request(controls=["mine"]))
+    assert [each.target for each in cell.passes] == ["expert", "expert", "merged"]
+    assert (cell.kind, cell.start, cell.rounding, cell.bits) == ("control", "ties", "rtn", 4)
 
 
 def test_cells_are_values() -> None:

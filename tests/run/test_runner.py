@@ -34,7 +34,7 @@ from benchmarks.sources import data
 from benchmarks.sources.fetch import digest
 from benchmarks.suites import load as suites
 from benchmarks.suites.forms import ImageTask
-from benchmarks.workbench import environment
+from benchmarks.workbench import code
 from benchmarks.workbench.base import Bench
 from epmq.calibration import Calibration
 from epmq.checkpoints.lazy import sha256
@@ -373,17 +373,20 @@ def test_cells_made_by_other_code_are_not_trusted(
 ) -> None:
     run(tiny.suite, few(), tmp_path, {})
     before = snapshot(tmp_path)
-    digest = environment.code_digest
-    monkeypatch.setattr(environment, "code_digest", lambda name=None: f"{digest(name)} of {name == 'rtn'}")
+    digest = code.code_digest
+
+    def other(module: Path | None, when: str | None) -> str:
+        changed = (module.stem if module else None) == when
+        return digest(module) + ("x" if changed else "")
+
+    monkeypatch.setattr(code, "code_digest", lambda module=None: other(module, None))
     with pytest.raises(UserError, match="its zero-shot cell was made by other code"):
         run(tiny.suite, few(), tmp_path, {})
     assert snapshot(tmp_path) == before
-    monkeypatch.setattr(environment, "code_digest", lambda name=None: digest(name) + ("x" if name else ""))
+    monkeypatch.setattr(code, "code_digest", lambda module=None: other(module, "rtn"))
     with pytest.raises(UserError, match="its rtn cell was made by other code"):
         run(tiny.suite, few(), tmp_path, {})
-    monkeypatch.setattr(
-        environment, "code_digest", lambda name=None: digest(name) + ("x" if name == "awq" else "")
-    )
+    monkeypatch.setattr(code, "code_digest", lambda module=None: other(module, "awq"))
     run(tiny.suite, few(method=["awq"]), tmp_path, {})
     assert computed == ["zero-shot", "rtn", "awq"], "another method's code does not matter"
 
