@@ -15,7 +15,7 @@ from baselines.registry import names
 from epmq.calibration import Calibration, Target
 from epmq.errors import UserError, nearest
 
-IRRELEVANT = {"merged": ("mixing", "anchor", "anchor_scale"), "expert": ("damping",)}
+IRRELEVANT = {"merged": ("mixing", "anchor", "anchor_scale", "teacher"), "expert": ()}
 
 
 @dataclass(frozen=True)
@@ -29,11 +29,15 @@ class Pass:
     fixed: Mapping[str, Any] = field(default_factory=dict)
     defaults: Mapping[str, Any] = field(default_factory=dict)
 
-    def calibration(self, overrides: Mapping[str, Any]) -> Calibration:
-        """The axes under the caller's overrides; raises UserError for a value out of range."""
+    def calibration(self, overrides: Mapping[str, Any], *, rounded: bool) -> Calibration:
+        """The axes under the caller's overrides; raises UserError for a value out of range.
+
+        Axes that cannot change the pass's numbers keep their defaults, so that no cell has two keys.
+        """
         asked = Calibration(**{**self.defaults, **overrides, "target": self.target, **self.fixed})
-        plain = Calibration()  # axes that cannot change this target's numbers keep their defaults
-        return replace(asked, **{name: getattr(plain, name) for name in IRRELEVANT[self.target]})
+        idle = (*IRRELEVANT[self.target], *(() if rounded else ("damping",)))
+        plain = Calibration()
+        return replace(asked, **{name: getattr(plain, name) for name in idle})
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,13 @@ class Calibration:
         anchor: lambda of the pull towards W_m; only for the expert target.
         anchor_scale: lambda ``"relative"`` to the mean diagonal of sum_t c_t G_t, or ``"absolute"``.
         task_weight: c_t, ``"uniform"`` or ``"frobenius"`` (1 / ||G_t||_F).
-        damping: GPTQ's ridge relative to the mean diagonal; only for the merged target.
+        damping: GPTQ's ridge on the Hessian that is rounded in, relative to its mean diagonal; it does not
+            touch the centre.
+        teacher: whose layers give the targets: the ``"experts"``, or the ``"merged"`` model in full precision
+            on its own stream (error compensation without experts, as QEP, arXiv 2504.09629, has it).
+        patch_weight: what a token other than the class token counts for in the last block of an image tower,
+            whose head reads the class token alone: inputs of the output projection and of the MLP. 1 for all
+            alike; FeatCal (arXiv 2605.13030) takes 0.01.
         off_diagonal: factor on the off-diagonal entries of every G_t (RegMean uses 0.95), 1 leaves them.
         recalibrate: ``"bias"`` also shifts every bias so that mean outputs meet the target, ``"none"`` not.
         layers: shell-style pattern of the layers to quantise, over names like ``blocks.0.mlp.c_fc``.
@@ -41,6 +47,8 @@ class Calibration:
     anchor_scale: AnchorScale = "relative"
     task_weight: TaskWeight = "uniform"
     damping: float = 0.01
+    teacher: Literal["experts", "merged"] = "experts"
+    patch_weight: float = 1.0
     off_diagonal: float = 1.0
     recalibrate: Literal["none", "bias"] = "none"
     layers: str = "*"
@@ -51,7 +59,8 @@ class Calibration:
         choose("anchor_scale", self.anchor_scale, ("relative", "absolute"))
         choose("task_weight", self.task_weight, ("uniform", "frobenius"))
         choose("recalibrate", self.recalibrate, ("none", "bias"))
-        for name in ("mixing", "off_diagonal"):
+        choose("teacher", self.teacher, ("experts", "merged"))
+        for name in ("mixing", "off_diagonal", "patch_weight"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"{name} {getattr(self, name)} is out of range; give a number from 0 to 1")
         for name in ("anchor", "damping"):

@@ -10,7 +10,6 @@ import copy
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -18,42 +17,34 @@ from torch import Tensor, nn
 
 from epmq.calibration import Calibration
 from epmq.errors import UserError
-from epmq.layer.moments import Moments
+from epmq.gather import Batches, Counts, Gathered, Stream, gather_task, has_bias, linears, stacked
+from epmq.layer.moments import Deviations, Moments
 from epmq.layer.problem import LayerProblem
 from epmq.layer.weight import QuantizedWeight
 from epmq.merge import Checkpoint
 from epmq.models.layers import group_name, layer_groups
-from epmq.models.tower import SharedInput, State, Tower
+from epmq.models.tower import SharedInput, Tower
 
 Solver = Callable[[LayerProblem], QuantizedWeight | Tensor]
-Batches = Tensor | Sequence[Any]  # model inputs: (n, ...), cut into batches by the walk, or batches
-Stream = list[State]  # one task's states, a batch each
 
 
 @dataclass(frozen=True)
 class LayerReport:
     """What happened to one group of linear layers that read the same input.
 
-    Deviations are claim C3's, weighted by c_t: ``quantisation`` E||(W_m - Q) x||^2, ``expert``
-    E||(W_t - Q) x||^2 and ``merging`` E||(W_t - W_m) x||^2, on the inputs that the walk calibrated on.
-    ``packed_bits`` is ``None`` for a full-precision solution.
+    ``deviations`` are claim C3's, on the inputs that the walk calibrated on. ``packed_bits`` is ``None`` for
+    a full-precision solution.
     """
 
     name: str
     rows: int
     columns: int
     objective: float
-    quantisation_deviation: float
-    expert_deviation: float | None
-    merging_deviation: float | None
+    deviations: Deviations
     packed_bits: int | None
     warnings: tuple[str, ...]
     calibrate_seconds: float
     solve_seconds: float
-
-
-class _Reached(Exception):
-    """The forward pass has come to the last layer whose input is wanted."""
 
 
 def centre(problem: LayerProblem) -> Tensor:
@@ -83,6 +74,14 @@ def walk(
         UserError: tasks differ, a task has no sample, or no layer matches ``calibration.layers``.
     """
     _check(experts, inputs)
+    if calibration.patch_weight != 1 and not tower.pooled:
+        raise UserError(
+            f"patch_weight {calibration.patch_weight} needs a head that reads a class token alone, as that of "
+            "an image tower; leave it out"
+        )
+    if calibration.teacher == "merged":
+        own = {key: parameter.detach().clone() for key, parameter in tower.merged_parameters().items()}
+        experts = dict.fromkeys(inputs, own)
     chosen = layer_groups(tower, calibration.layers)
     clock = time.perf_counter()
     stem = copy.deepcopy(tower.stem)
@@ -97,17 +96,18 @@ def walk(
             expert_streams[task] = _through(stem, _batches(x, batch_size))
     del stem
     for index, (path, block) in enumerate(_parts(tower)):
+        counts = Counts(tower, index, calibration.patch_weight)
         source = block if calibration.source != "merged" else copy.deepcopy(block)
         scratch = copy.deepcopy(block)
         groups = [group for where, group in chosen.values() if where == path]
         # Only inputs that see this block's quantised layers have to be gathered layer after layer.
         stages = [[g] for g in groups] if calibration.source == "quantised" else [groups] if groups else []
         for stage in stages:
-            gathered = {g: _Gathered.empty(block, g, calibration) for g in stage}
+            gathered = {g: Gathered.empty(block, g, calibration) for g in stage}
             for task, states in streams.items():
                 tower.load(scratch, path, experts[task])
                 pair = (source, states), (scratch, expert_streams[task])
-                _gather_task(gathered, pair, calibration, partial(tower.valid, index))
+                gather_task(gathered, pair, calibration, counts)
             elapsed = (time.perf_counter() - clock) / len(stage)
             for group in stage:
                 yield _solve_group(
@@ -152,138 +152,6 @@ def _through(module: nn.Module, batches: Sequence[Any]) -> Stream:
     return [module(batch) for batch in batches]
 
 
-def _linears(block: nn.Module, group: SharedInput) -> list[nn.Linear]:
-    found = [block.get_submodule(path) for path in group]
-    assert all(isinstance(layer, nn.Linear) for layer in found)
-    return found  # type: ignore[return-value]
-
-
-def _stacked(block: nn.Module, group: SharedInput) -> tuple[Tensor, Tensor]:
-    """Weights and biases of a group, stacked over output rows, float64."""
-    layers = _linears(block, group)
-    biases = [
-        layer.bias if _has_bias(layer) else layer.weight.new_zeros(len(layer.weight)) for layer in layers
-    ]
-    return torch.cat([layer.weight.detach() for layer in layers]).double(), torch.cat(biases).double()
-
-
-def _has_bias(layer: nn.Linear) -> bool:
-    """Whether a linear layer has a bias (torch's annotation says it always does)."""
-    return "bias" in dict(layer.named_parameters())
-
-
-@dataclass
-class _Gathered:
-    """Moments of one group, and the weighted means that recalibrating the bias needs."""
-
-    moments: Moments
-    mean_input: Tensor
-    mean_target: Tensor
-
-    @classmethod
-    def empty(cls, block: nn.Module, group: SharedInput, calibration: Calibration) -> _Gathered:
-        weight, bias = _stacked(block, group)
-        return cls(
-            Moments.empty(weight, calibration.task_weight), weight.new_zeros(weight.shape[1]), bias * 0
-        )
-
-    def cpu(self) -> _Gathered:
-        return _Gathered(self.moments.cpu(), self.mean_input.cpu(), self.mean_target.cpu())
-
-
-def _gather_task(
-    gathered: Mapping[SharedInput, _Gathered],
-    pair: tuple[tuple[nn.Module, Stream], tuple[nn.Module, Stream]],
-    calibration: Calibration,
-    valid: Callable[[SharedInput, State], Tensor | None],
-) -> None:
-    """Fold one task's moments into every group: Gram of x, cross moment of x~ and x."""
-    (source, states), (expert, expert_states) = pair
-    sums = {g: _Sums() for g in gathered}
-    groups = list(gathered)
-    for state, expert_state in zip(states, expert_states, strict=True):
-        seen = _layer_inputs(expert, expert_state, groups, valid) if calibration.follows_experts else {}
-        own = seen if calibration.source == "expert" else _layer_inputs(source, state, groups, valid)
-        for group, total in sums.items():
-            total.add(own[group], seen.get(group))
-    for group, total in sums.items():
-        _fold(gathered[group], total, expert, group, calibration)
-
-
-@dataclass
-class _Sums:
-    """Sums over one task's tokens: x x^T, x_expert x^T, x and x_expert."""
-
-    gram: Tensor | float = 0.0
-    cross: Tensor | float = 0.0
-    mean: Tensor | float = 0.0
-    expert_mean: Tensor | float = 0.0
-    tokens: int = 0
-
-    def add(self, x: Tensor, expert_x: Tensor | None) -> None:
-        self.tokens += len(x)
-        self.gram = self.gram + (x.T @ x).double()
-        self.mean = self.mean + x.sum(0).double()
-        if expert_x is not None:
-            self.cross = self.cross + (expert_x.T @ x).double()
-            self.expert_mean = self.expert_mean + expert_x.sum(0).double()
-
-
-def _fold(
-    into: _Gathered, total: _Sums, expert: nn.Module, group: SharedInput, calibration: Calibration
-) -> None:
-    weight, bias = _stacked(expert, group)
-    gram, mean = total.gram / total.tokens, total.mean / total.tokens
-    assert isinstance(gram, Tensor)
-    assert isinstance(mean, Tensor)
-    mixed_mean, cross = mean, None
-    if calibration.target == "expert" and calibration.mixing:
-        a = calibration.mixing
-        cross = (1 - a) * gram + a * (total.cross / total.tokens)
-        mixed_mean = (1 - a) * mean + a * (total.expert_mean / total.tokens)
-        assert isinstance(cross, Tensor)
-        cross = _shrunk(cross, calibration.off_diagonal)
-    share = into.moments.add(_shrunk(gram, calibration.off_diagonal), weight, cross)
-    into.mean_input += share * mean
-    into.mean_target += share * (weight @ mixed_mean + bias)
-
-
-def _shrunk(gram: Tensor, off_diagonal: float) -> Tensor:
-    if off_diagonal == 1:
-        return gram
-    return off_diagonal * gram + (1 - off_diagonal) * torch.diag(gram.diagonal())
-
-
-def _layer_inputs(
-    block: nn.Module,
-    state: State,
-    groups: Sequence[SharedInput],
-    valid: Callable[[SharedInput, State], Tensor | None],
-) -> dict[SharedInput, Tensor]:
-    """Inputs ``(tokens, columns)`` of each group's layers, without padding; the pass ends at the last one."""
-    seen: dict[SharedInput, Tensor] = {}
-
-    def watch(group: SharedInput) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        def hook(_: nn.Module, args: tuple[Tensor, ...]) -> None:
-            counts = valid(group, state)
-            tokens = args[0].flatten(0, -2)
-            seen[group] = tokens if counts is None else tokens[counts.flatten()]
-            if len(seen) == len(groups):
-                raise _Reached
-
-        return hook
-
-    handles = [block.get_submodule(g[0]).register_forward_pre_hook(watch(g)) for g in groups]
-    try:
-        block(state)
-    except _Reached:
-        pass
-    finally:
-        for handle in handles:
-            handle.remove()
-    return seen
-
-
 def _solve_embedding(name: str, tower: Tower, solve: Solver) -> LayerReport:
     """Round an embedding, row by row: its inputs are one-hot, so within a row every entry counts alike."""
     start = time.perf_counter()
@@ -297,10 +165,8 @@ def _solve_embedding(name: str, tower: Tower, solve: Solver) -> LayerReport:
         name=name,
         rows=table.shape[0],
         columns=table.shape[1],
-        objective=problem.objective(dense),
-        quantisation_deviation=float(((dense.double() - table) ** 2).sum()),
-        expert_deviation=None,
-        merging_deviation=None,
+        objective=(moved := problem.objective(dense)),
+        deviations=Deviations(moved, moved, 0.0, None, None, None),
         packed_bits=solution.packed_bits if isinstance(solution, QuantizedWeight) else None,
         warnings=(),
         calibrate_seconds=0.0,
@@ -312,13 +178,13 @@ def _solve_group(
     name: str,
     block: nn.Module,
     group: SharedInput,
-    gathered: _Gathered,
+    gathered: Gathered,
     calibration: Calibration,
     solve: Solver,
     calibrate_seconds: float,
 ) -> LayerReport:
     start = time.perf_counter()
-    merged, bias = (tensor.cpu() for tensor in _stacked(block, group))
+    merged, bias = (tensor.cpu() for tensor in stacked(block, group))
     gathered = gathered.cpu()  # problems are posed and solved there, in float64, wherever the model is
     moments = gathered.moments
     problem = _problem(merged, moments, calibration)
@@ -336,9 +202,7 @@ def _solve_group(
         rows=merged.shape[0],
         columns=merged.shape[1],
         objective=problem.objective(dense),
-        quantisation_deviation=moments.quantisation_deviation(dense, merged),
-        expert_deviation=moments.expert_deviation(dense),
-        merging_deviation=moments.expert_deviation(merged),
+        deviations=moments.deviations(dense, problem.centre, merged),
         packed_bits=solution.packed_bits if isinstance(solution, QuantizedWeight) else None,
         warnings=problem.warnings,
         calibrate_seconds=calibrate_seconds,
@@ -347,18 +211,21 @@ def _solve_group(
 
 
 def _problem(merged: Tensor, moments: Moments, calibration: Calibration) -> LayerProblem:
-    if calibration.target == "merged":
-        return LayerProblem.from_moments(merged, moments, target="merged", ridge=calibration.damping)
     return LayerProblem.from_moments(
-        merged, moments, target="expert", ridge=calibration.anchor, ridge_scale=calibration.anchor_scale
+        merged,
+        moments,
+        target=calibration.target,
+        anchor=calibration.anchor,
+        anchor_scale=calibration.anchor_scale,
+        damping=calibration.damping,
     )
 
 
 def _write(block: nn.Module, group: SharedInput, weight: Tensor, bias: Tensor) -> None:
     start = 0
-    for layer in _linears(block, group):
+    for layer in linears(block, group):
         rows = slice(start, start + len(layer.weight))
         layer.weight.copy_(weight[rows])
-        if _has_bias(layer):
+        if has_bias(layer):
             layer.bias.copy_(bias[rows])
         start = rows.stop

@@ -151,7 +151,11 @@ def _of_bits(request: Request, recipe: Recipe, start: str) -> Iterable[Cell]:
 
 def _cells(request: Request, recipe: Recipe, start: str, bits: int | None) -> Iterable[Cell]:
     """The cell of each seed; what is not calibrated has one, at seed 0."""
-    passes = tuple(each.calibration(request.calibration) for each in recipe.passes)
+    last = len(recipe.passes) - 1
+    passes = tuple(
+        each.calibration(request.calibration, rounded=number == last and recipe.rounding is not None)
+        for number, each in enumerate(recipe.passes)
+    )
     for seed in request.seeds if passes else [0]:
         yield Cell(
             recipe.name,

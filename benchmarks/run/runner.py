@@ -124,13 +124,17 @@ def record(bench: Bench, cell: Cell, done: Outcome, experts: Record | None) -> R
 
 
 def _layer(report: LayerReport) -> LayerResult:
+    apart = report.deviations
     return LayerResult(
         name=report.name,
         rows=report.rows,
         columns=report.columns,
         objective=report.objective,
-        quantisation_deviation=report.quantisation_deviation,
-        expert_deviation=report.expert_deviation,
-        merging_deviation=report.merging_deviation,
+        quantisation_deviation=apart.quantisation,
+        rounding_deviation=apart.rounding,
+        move_deviation=apart.move,
+        expert_deviation=apart.expert,
+        centre_deviation=apart.centre,
+        merging_deviation=apart.merging,
         warnings=report.warnings,
     )

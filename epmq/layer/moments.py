@@ -1,11 +1,12 @@
 """Second moments of a layer's inputs, folded over tasks in constant memory.
 
-Only three sums over tasks are kept, whatever the number of experts: the Gram matrices, the experts' targets
-against the inputs, and the diagnostics of claim C3 (quantisation and expert-relative deviation).
+Only two sums over tasks are kept, whatever the number of experts: the Gram matrices and the experts' targets
+against the inputs. With the targets' energy they also give the deviations of claim C3.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -19,20 +20,18 @@ TaskWeight = Literal["uniform", "frobenius"]
 
 @dataclass(eq=False)
 class Moments:
-    """Sums over tasks for one layer, all float64.
+    """Sums over tasks for one layer, all float64. x_t are the layer's inputs, y_t the experts' targets.
 
     Attributes:
-        gram: sum_t c_t G_t, ``(columns, columns)``.
-        target: sum_t c_t W_t E[x~_t x_t^T], ``(rows, columns)``; G_t stands for the expectation in reading A.
-        on_inputs: sum_t c_t W_t G_t, ``(rows, columns)``.
-        energy: sum_t c_t tr(W_t G_t W_t^T).
+        gram: sum_t c_t G_t with G_t = E[x_t x_t^T], ``(columns, columns)``.
+        target: sum_t c_t E[y_t x_t^T], ``(rows, columns)``; y_t = W_t x_t in reading A, W_t x~_t in B.
+        energy: sum_t c_t E||y_t||^2; NaN where a task came with a cross moment and no energy.
         weight_total: sum_t c_t.
-        tasks: tasks folded so far; ``experts``: those that came with an expert's weight.
+        tasks: tasks folded so far; ``experts``: those that came with a target.
     """
 
     gram: Tensor
     target: Tensor
-    on_inputs: Tensor
     task_weight: TaskWeight
     energy: float = 0.0
     weight_total: float = 0.0
@@ -46,20 +45,49 @@ class Moments:
         _require("weight", weight, None)
         rows, columns = weight.shape
         square, wide = (weight.new_zeros(n, columns, dtype=torch.float64) for n in (columns, rows))
-        return cls(square, wide, wide.clone(), task_weight)
+        return cls(square, wide, task_weight)
 
-    def add(self, gram: Tensor, expert_weight: Tensor | None = None, cross: Tensor | None = None) -> float:
-        """Fold one task: its Gram matrix, its expert's weight and its cross moment E[x~ x^T]; returns c_t.
+    def add(
+        self,
+        gram: Tensor,
+        expert_weight: Tensor | None = None,
+        cross: Tensor | None = None,
+        energy: float = math.nan,
+    ) -> float:
+        """Fold one task: its Gram matrix, its expert's weight W_t and its cross moment; returns c_t.
+
+        Args:
+            gram: G_t, ``(columns, columns)``.
+            expert_weight: W_t, ``(rows, columns)``; ``None`` folds the Gram matrix alone.
+            cross: E[x~_t x_t^T], ``(columns, columns)``; ``None`` takes G_t (reading A).
+            energy: E||W_t x~_t||^2 where there is a cross moment; only deviations need it.
+
+        Raises:
+            UserError: a shape does not fit the layer, or a value is not finite.
+        """
+        if expert_weight is None:
+            return self.fold(gram)
+        columns = self.gram.shape[0]
+        _require("Gram matrix", gram, (columns, columns))
+        _require("expert weight", expert_weight, tuple(self.target.shape))
+        if cross is not None:
+            _require("cross moment", cross, (columns, columns))
+        expert_weight = expert_weight.to(self.gram)
+        target = expert_weight @ (_symmetric(gram.to(self.gram)) if cross is None else cross.to(self.gram))
+        if cross is None:
+            energy = float((target * expert_weight).sum())
+        return self.fold(gram, target, energy)
+
+    def fold(self, gram: Tensor, target: Tensor | None = None, energy: float = math.nan) -> float:
+        """Fold one task by its sums: G_t, E[y_t x_t^T] ``(rows, columns)`` and E||y_t||^2; returns c_t.
 
         Raises:
             UserError: a shape does not fit the layer, or a value is not finite.
         """
         columns = self.gram.shape[0]
         _require("Gram matrix", gram, (columns, columns))
-        if expert_weight is not None:
-            _require("expert weight", expert_weight, tuple(self.target.shape))
-        if cross is not None:
-            _require("cross moment", cross, (columns, columns))
+        if target is not None:
+            _require("target moment", target, tuple(self.target.shape))
         gram = _symmetric(gram.to(self.gram))
         scale = 1.0
         if self.task_weight == "frobenius":
@@ -68,35 +96,62 @@ class Moments:
         self.gram += scale * gram
         self.weight_total += scale
         self.tasks += 1
-        if expert_weight is None:
-            return scale
-        expert_weight = expert_weight.to(self.gram)
-        on_inputs = scale * (expert_weight @ gram)
-        self.on_inputs += on_inputs
-        self.energy += float((on_inputs * expert_weight).sum())
-        self.target += on_inputs if cross is None else scale * (expert_weight @ cross.to(self.gram))
-        self.experts += 1
+        if target is not None:
+            self.target += scale * target.to(self.gram)
+            self.energy += scale * energy
+            self.experts += 1
         return scale
 
     def cpu(self) -> Moments:
         """The same sums in the CPU's memory."""
-        return replace(self, gram=self.gram.cpu(), target=self.target.cpu(), on_inputs=self.on_inputs.cpu())
+        return replace(self, gram=self.gram.cpu(), target=self.target.cpu())
 
-    def quantisation_deviation(self, weight: Tensor, merged: Tensor) -> float:
-        """sum_t c_t E||(W_m - Q) x_t||^2 (claim C3: the deviation of low-bit reconstruction)."""
-        gap = (weight - merged).to(self.gram)
-        return float(((gap @ self.gram) * gap).sum())
+    def deviations(self, quantised: Tensor, centre: Tensor, merged: Tensor) -> Deviations:
+        """How far apart a layer's weights are on its inputs; Q, C and W_m are ``(rows, columns)``."""
+        weights = [weight.to(self.gram) for weight in (quantised, centre, merged)]
+        on_inputs = [weight @ self.gram for weight in weights]
 
-    def expert_deviation(self, weight: Tensor) -> float | None:
-        """sum_t c_t E||(W_t - Q) x_t||^2 (claim C3), or ``None`` without every task's expert."""
-        if self.experts != self.tasks:
-            return None
-        weight = weight.to(self.gram)
-        return (
-            self.energy
-            - 2 * float((weight * self.on_inputs).sum())
-            + float(((weight @ self.gram) * weight).sum())
+        def between(a: int, b: int) -> float:
+            return float(((on_inputs[a] - on_inputs[b]) * (weights[a] - weights[b])).sum())
+
+        def from_target(a: int) -> float | None:
+            if self.experts != self.tasks or math.isnan(self.energy):
+                return None
+            weight, product = weights[a], on_inputs[a]
+            return self.energy - 2 * float((weight * self.target).sum()) + float((product * weight).sum())
+
+        return Deviations(
+            quantisation=between(0, 2),
+            rounding=between(0, 1),
+            move=between(1, 2),
+            expert=from_target(0),
+            centre=from_target(1),
+            merging=from_target(2),
         )
+
+
+@dataclass(frozen=True)
+class Deviations:
+    """Mean squared deviations of a layer's outputs, weighted by c_t (claim C3), on its calibration inputs.
+
+    The targets y_t are those of the calibration: W_t x_t in reading A and for the merged target, the experts'
+    own W_t x~_t in reading B. The last three are ``None`` without every task's target.
+
+    Attributes:
+        quantisation: E||(Q - W_m) x||^2, the deviation of low-bit reconstruction.
+        rounding: E||(Q - C) x||^2, the part of it that rounding makes.
+        move: E||(C - W_m) x||^2, the part that the centre's move towards the experts makes.
+        expert: E||y_t - Q x||^2, of the quantised weight from the experts' targets.
+        centre: E||y_t - C x||^2, of the centre before rounding.
+        merging: E||y_t - W_m x||^2, inherited from merging.
+    """
+
+    quantisation: float
+    rounding: float
+    move: float
+    expert: float | None
+    centre: float | None
+    merging: float | None
 
 
 def _require(what: str, tensor: Tensor, shape: tuple[int, ...] | None) -> None:

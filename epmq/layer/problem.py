@@ -7,14 +7,14 @@ E-PMQ (arXiv 2605.16882, as its abstract reads) asks for a low-bit Q that minimi
 With G_t = E[x_t x_t^T], H = sum_t c_t G_t + lambda I and W* = (sum_t c_t W_t G_t + lambda W_m) H^-1,
 completing the square gives tr((Q - W*) H (Q - W*)^T) + const: an ordinary rounding problem with centre W*
 and Hessian H. Plain post-merge quantisation is the same problem with centre W_m. Every rounding method
-takes one :class:`LayerProblem` and so serves both targets.
+takes one :class:`LayerProblem` and so serves both targets. Both are rounded with GPTQ's damping added to H.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal
 
@@ -45,6 +45,9 @@ class LayerProblem:
     hessian: Tensor
     reference: Tensor
     warnings: tuple[str, ...] = ()
+    # Lower L with J hessian J = L L^T where it is known already. It is not a field that can be given, so that
+    # a problem that is made from this one by replacing its Hessian does not keep it.
+    _factor: Tensor | None = field(default=None, init=False, repr=False)
 
     @classmethod
     def merged(
@@ -69,7 +72,7 @@ class LayerProblem:
         moments = Moments.empty(weight, task_weight)
         for gram in grams:
             moments.add(gram)
-        return cls.from_moments(weight, moments, target="merged", ridge=damping)
+        return cls.from_moments(weight, moments, target="merged", damping=damping)
 
     @classmethod
     def expert_guided(
@@ -82,8 +85,12 @@ class LayerProblem:
         task_weight: TaskWeight = "uniform",
         anchor: float = 0.001,
         anchor_scale: AnchorScale = "relative",
+        damping: float = 0.01,
     ) -> LayerProblem:
         """Round W*, the experts' targets anchored at W_m (E-PMQ).
+
+        The anchor shapes W*; the damping is added to the Hessian that W* is rounded in, as GPTQ does, so that
+        a target without an anchor is not rounded in a nearly singular metric.
 
         Args:
             weight: W_m, ``(rows, columns)``.
@@ -94,6 +101,7 @@ class LayerProblem:
             task_weight: c_t, ``"uniform"`` (1) or ``"frobenius"`` (1 / ||G_t||_F).
             anchor: lambda, in the unit that ``anchor_scale`` names; 0 switches the anchor off.
             anchor_scale: ``"relative"`` to the mean diagonal of sum_t c_t G_t, or ``"absolute"``.
+            damping: ridge of the rounding alone, relative to the mean diagonal of sum_t c_t G_t.
 
         Raises:
             UserError: shapes disagree, counts differ, a value is not finite or no Gram is given.
@@ -108,7 +116,9 @@ class LayerProblem:
                     moments.add(gram, expert, between)
         except ValueError as error:
             raise UserError(f"give one expert weight, Gram and cross moment per task: {error}") from error
-        return cls.from_moments(weight, moments, target="expert", ridge=anchor, ridge_scale=anchor_scale)
+        return cls.from_moments(
+            weight, moments, target="expert", anchor=anchor, anchor_scale=anchor_scale, damping=damping
+        )
 
     @classmethod
     def from_moments(
@@ -117,33 +127,43 @@ class LayerProblem:
         moments: Moments,
         *,
         target: Literal["merged", "expert"],
-        ridge: float,
-        ridge_scale: AnchorScale = "relative",
+        anchor: float = 0.0,
+        anchor_scale: AnchorScale = "relative",
+        damping: float = 0.0,
     ) -> LayerProblem:
-        """The problem of already accumulated moments; ``ridge`` is the damping or the anchor."""
+        """The problem of already accumulated moments; the anchor counts for the expert target only."""
         if not moments.tasks:
             raise UserError("no calibration moments: give at least one Gram matrix")
         if target == "expert" and moments.experts != moments.tasks:
             raise UserError(
                 f"{moments.tasks} Gram matrices but {moments.experts} expert weights; give one per task"
             )
-        if not 0 <= ridge < math.inf:
-            raise UserError(f"damping or anchor {ridge} must be a finite number, 0 or more")
+        for name, ridge in (("anchor", anchor), ("damping", damping)):
+            if not 0 <= ridge < math.inf:
+                raise UserError(f"{name} {ridge} must be a finite number, 0 or more")
         merged = weight.double()
         mean = float(moments.gram.diagonal().mean())
-        strength = ridge * mean if ridge_scale == "relative" else ridge
-        hessian, lower, warnings = _positive_definite(moments.gram, strength, mean)
-        centre = merged
-        if target == "expert":
-            # W* - W_m = (sum_t c_t W_t E[x~ x^T] - W_m sum_t c_t G_t) H^-1: what no task says anything about
-            # stays W_m, whether lambda or the extra ridge holds it there.
-            centre = merged + _solve(lower, moments.target - merged @ moments.gram)
-        problem = cls(centre, hessian, merged, warnings)
-        vars(problem)["_reversed_factor"] = lower  # known already; the cached property need not compute it
-        return problem
+        if target == "merged":
+            hessian, factor, warnings = _positive_definite(moments.gram, damping * mean, mean)
+            return cls(merged, hessian, merged, warnings)._with(factor)
+        strength = anchor * mean if anchor_scale == "relative" else anchor
+        hessian, factor, warnings = _positive_definite(moments.gram, strength, mean)
+        # W* - W_m = (sum_t c_t W_t E[x~ x^T] - W_m sum_t c_t G_t) H^-1: what no task says anything about
+        # stays W_m, whether lambda or the extra ridge holds it there.
+        centre = merged + _solve(factor, moments.target - merged @ moments.gram)
+        if damping:
+            hessian, factor, more = _positive_definite(moments.gram, strength + damping * mean, mean)
+            warnings = tuple(dict.fromkeys((*warnings, *more)))
+        return cls(centre, hessian, merged, warnings)._with(factor)
+
+    def _with(self, factor: Tensor) -> LayerProblem:
+        object.__setattr__(self, "_factor", factor)
+        return self
 
     @cached_property
     def _reversed_factor(self) -> Tensor:
+        if self._factor is not None:
+            return self._factor
         lower, failed = _reversed_cholesky(self.hessian)
         if failed:
             raise UserError("a layer's Hessian is not positive definite; raise the damping or the anchor")

@@ -85,7 +85,7 @@ def tower(visual: Any) -> Tower:
     parts = _Stem(visual), blocks, _Head(visual)
     probe = nn.ModuleDict({"stem": parts[0], "blocks": nn.ModuleList(blocks), "head": parts[2]})
     keys = {name: _checkpoint_name(name) for name, _ in probe.named_parameters()}
-    return Tower(*parts, [GROUPS] * len(blocks), keys, frozenset({"proj"})).eval()
+    return Tower(*parts, [GROUPS] * len(blocks), keys, frozenset({"proj"}), pooled=True).eval()
 
 
 def _checkpoint_name(name: str) -> str:

@@ -35,6 +35,7 @@ class Tower(nn.Module):
             Padding is no input.
         outer: linear layers of the head and embeddings of the stem, by path (``head.lm_head``), that are
             quantised only where a pattern names them.
+        pooled: whether the head reads the first token of the last state alone (an image tower's class token).
         tied: of a tensor that a state dict lists several times, by checkpoint name, its other names.
         model: the model whose modules these are; quantising the tower quantises it. ``None`` where the
             tower is a copy.
@@ -53,6 +54,7 @@ class Tower(nn.Module):
         *,
         valid: Valid | None = None,
         outer: Sequence[str] = (),
+        pooled: bool = False,
         tied: Mapping[str, Sequence[str]] | None = None,
         model: Any = None,
     ) -> None:
@@ -60,7 +62,7 @@ class Tower(nn.Module):
         self.stem, self.blocks, self.head = stem, nn.ModuleList(blocks), head
         self.groups, self.keys, self.shared = [tuple(each) for each in groups], dict(keys), shared
         self.valid: Valid = valid or (lambda *_: None)
-        self.outer, self.tied = tuple(outer), dict(tied or {})
+        self.outer, self.pooled, self.tied = tuple(outer), pooled, dict(tied or {})
         vars(self)["model"] = model  # no submodule: its parameters are those of the parts
         if len(self.groups) != len(self.blocks):
             raise UserError(f"{len(self.groups)} lists of layer groups for {len(self.blocks)} blocks")

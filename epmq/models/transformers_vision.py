@@ -79,7 +79,7 @@ def tower(model: Any) -> Tower:
     head = _Head(vision, projection)
     probe = nn.ModuleDict({"stem": stem, "blocks": nn.ModuleList(blocks), "head": head})
     keys = {name: _checkpoint_name(name) for name, _ in probe.named_parameters()}
-    built = Tower(stem, blocks, head, [GROUPS] * len(blocks), keys, frozenset({PROJECTION}))
+    built = Tower(stem, blocks, head, [GROUPS] * len(blocks), keys, frozenset({PROJECTION}), pooled=True)
     return built.eval().requires_grad_(False)
 
 

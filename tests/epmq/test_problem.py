@@ -26,7 +26,8 @@ seeds = st.integers(0, 10_000)
 
 
 def guided(at: Layer, anchor: float = 0.01, cross: list[Tensor] | None = None) -> LayerProblem:
-    return LayerProblem.expert_guided(at.merged, at.experts, at.grams, cross, anchor=anchor)
+    """The problem without the rounding's damping, whose Hessian is the objective's own."""
+    return LayerProblem.expert_guided(at.merged, at.experts, at.grams, cross, anchor=anchor, damping=0.0)
 
 
 def textbook_factor(hessian: Tensor) -> Tensor:
@@ -55,6 +56,7 @@ def test_completing_the_square_leaves_only_a_constant(
         task_weight=task_weight,
         anchor=anchor,
         anchor_scale=anchor_scale,
+        damping=0.0,
     )
     c = [1.0 if task_weight == "uniform" else 1 / float(g.norm()) for g in at.grams]
     mean_diagonal = float(sum(ct * g.diagonal().mean() for ct, g in zip(c, at.grams, strict=True)))
@@ -82,10 +84,26 @@ def test_completing_the_square_leaves_only_a_constant(
 @given(seed=seeds)
 def test_experts_equal_to_the_merged_weight_give_plain_gptq(seed: int) -> None:
     at = layer(8, 16, seed=seed)
-    plain = LayerProblem.merged(at.merged, at.grams, damping=0.01)
-    same = LayerProblem.expert_guided(at.merged, [at.merged] * 3, at.grams, anchor=0.01)
+    plain = LayerProblem.merged(at.merged, at.grams)
+    same = LayerProblem.expert_guided(at.merged, [at.merged] * 3, at.grams, anchor=0.0)
     assert torch.equal(plain.hessian, same.hessian)
     assert torch.equal(gptq(plain, QuantSpec()).codes, gptq(same, QuantSpec()).codes)
+
+
+@given(seed=seeds, anchor=st.sampled_from([0.0, 0.01]), scale=st.sampled_from(["relative", "absolute"]))
+def test_damping_is_of_the_rounding_alone(seed: int, anchor: float, scale: AnchorScale) -> None:
+    """The centre is that of the anchor; the metric of the rounding has the damping's ridge on top."""
+    at = layer(5, 8, seed=seed)
+    made = [
+        LayerProblem.expert_guided(
+            at.merged, at.experts, at.grams, anchor=anchor, anchor_scale=scale, damping=damping
+        )
+        for damping in (0.0, 0.02)
+    ]
+    assert torch.equal(made[0].centre, made[1].centre)
+    ridge = 0.02 * float(torch.stack(at.grams).sum(0).diagonal().mean())
+    torch.testing.assert_close(made[1].hessian - made[0].hessian, ridge * torch.eye(8, dtype=torch.float64))
+    torch.testing.assert_close(made[1].inverse_factor, textbook_factor(made[1].hessian), rtol=1e-8, atol=0)
 
 
 def test_experts_equal_to_the_merged_weight_give_it_back_without_an_anchor_and_with_few_samples() -> None:
@@ -152,6 +170,7 @@ def test_splitting_a_task_in_two_changes_nothing(reading: str) -> None:
         [*(x[:, p] @ x[:, p].T / n for p in parts), *at.grams[1:]],
         [*(own[:, p] @ x[:, p].T / n for p in parts), *at.cross[1:]] if reading == "B" else None,
         anchor=0.01,
+        damping=0.0,
     )
     torch.testing.assert_close(split.hessian, whole.hessian, rtol=1e-12, atol=1e-12)
     assert torch.equal(gptq(split, QuantSpec(3)).codes, gptq(whole, QuantSpec(3)).codes)
@@ -229,7 +248,7 @@ def test_an_ill_posed_hessian_is_mended_and_recorded(
     for x, expert in zip(at.inputs, at.experts, strict=True):
         x = unit * spoil(at.inputs[0] if spoil is few_samples else x).to(dtype)
         moments.add(x @ x.T / x.shape[1], expert)
-    problem = LayerProblem.from_moments(at.merged, moments, target=target, ridge=0.0)
+    problem = LayerProblem.from_moments(at.merged, moments, target=target)
     assert any("ridge" in warning for warning in problem.warnings)
     assert bool(torch.isfinite(problem.centre).all())
     assert bool(torch.isfinite(problem.inverse_factor).all())
@@ -348,9 +367,9 @@ def test_an_expert_target_needs_every_tasks_expert() -> None:
     moments = Moments.empty(at.merged)
     moments.add(at.grams[0], at.experts[0])
     moments.add(at.grams[1])
-    assert moments.expert_deviation(at.merged) is None
+    assert moments.deviations(at.merged, at.merged, at.merged).expert is None
     with pytest.raises(UserError, match="2 Gram matrices but 1 expert weights"):
-        LayerProblem.from_moments(at.merged, moments, target="expert", ridge=0.01)
+        LayerProblem.from_moments(at.merged, moments, target="expert", anchor=0.01)
 
 
 def test_a_refused_task_leaves_the_moments_as_they_were() -> None:
@@ -362,19 +381,40 @@ def test_a_refused_task_leaves_the_moments_as_they_were() -> None:
     assert float(moments.gram.abs().sum()) == 0
 
 
-def test_deviations_are_those_of_the_samples() -> None:
+@pytest.mark.parametrize("reading", ["A", "B"])
+def test_deviations_are_those_of_the_samples(reading: str) -> None:
     at, generator = layer(5, 8), torch.Generator().manual_seed(0)
-    q = torch.randn(5, 8, generator=generator, dtype=torch.float64)
+    q, centre = (torch.randn(5, 8, generator=generator, dtype=torch.float64) for _ in range(2))
     moments = Moments.empty(at.merged)
-    for gram, expert in zip(at.grams, at.experts, strict=True):
-        moments.add(gram, expert)
+    outputs = [w @ (x if reading == "A" else own) for w, x, own in zip(at.experts, at.inputs, at.own_inputs, strict=True)]
+    for gram, expert, cross, y in zip(at.grams, at.experts, at.cross, outputs, strict=True):
+        if reading == "A":
+            moments.add(gram, expert)
+        else:
+            moments.add(gram, expert, cross, float((y**2).sum()) / y.shape[1])
 
-    def mean_square(left: list[Tensor]) -> float:
-        pairs = zip(left, at.inputs, strict=True)
-        return sum(float((((w - q) @ x) ** 2).sum()) / x.shape[1] for w, x in pairs)
+    def to_targets(weight: Tensor) -> float:
+        pairs = zip(outputs, at.inputs, strict=True)
+        return sum(float(((y - weight @ x) ** 2).sum()) / x.shape[1] for y, x in pairs)
 
-    assert moments.quantisation_deviation(q, at.merged) == pytest.approx(mean_square([at.merged] * 3))
-    assert moments.expert_deviation(q) == pytest.approx(mean_square(at.experts))
+    def between(one: Tensor, other: Tensor) -> float:
+        return sum(float((((one - other) @ x) ** 2).sum()) / x.shape[1] for x in at.inputs)
+
+    found = moments.deviations(q, centre, at.merged)
+    assert found.quantisation == pytest.approx(between(q, at.merged))
+    assert found.rounding == pytest.approx(between(q, centre))
+    assert found.move == pytest.approx(between(centre, at.merged))
+    assert found.expert == pytest.approx(to_targets(q))
+    assert found.centre == pytest.approx(to_targets(centre))
+    assert found.merging == pytest.approx(to_targets(at.merged))
+
+
+def test_a_cross_moment_without_its_energy_leaves_deviations_unknown() -> None:
+    at = layer(4, 6)
+    moments = Moments.empty(at.merged)
+    moments.add(at.grams[0], at.experts[0], at.cross[0])
+    found = moments.deviations(at.merged, at.merged, at.merged)
+    assert (found.quantisation, found.expert, found.merging) == (0.0, None, None)
 
 
 def test_a_task_that_reaches_a_layer_only_with_zeros_has_no_weight() -> None:

@@ -58,11 +58,18 @@ class Expected:
     shares: list[float]
     weights: list[Tensor]
     merged: Tensor
+    outputs: list[Tensor]
+    counts: list[Tensor]
+
+    def from_targets(self, weight: Tensor) -> float:
+        """sum_t c_t E||y_t - weight x_t||^2, tokens weighed."""
+        parts = zip(self.shares, self.outputs, self.inputs, self.counts, strict=True)
+        return sum(c * float(w @ (y - x @ weight.T).square().sum(1) / w.sum()) for c, y, x, w in parts)
 
     def deviation(self, *gaps: Tensor) -> float:
         """sum_t c_t E||gap_t x_t||^2."""
-        parts = zip(self.shares, gaps, self.inputs, strict=True)
-        return sum(c * float((x @ gap.T).square().sum(1).mean()) for c, gap, x in parts)
+        parts = zip(self.shares, gaps, self.inputs, self.counts, strict=True)
+        return sum(c * float(w @ (x @ gap.T).square().sum(1) / w.sum()) for c, gap, x, w in parts)
 
 
 class Brute:
@@ -78,9 +85,10 @@ class Brute:
         columns = merged.weight.shape[1]
         hessian, right = torch.zeros(columns, columns).double(), torch.zeros(merged.weight.shape).double()
         mean, target_mean, total = torch.zeros(columns).double(), torch.zeros(len(right)).double(), 0.0
-        inputs, shares, weights = [], [], []
+        inputs, shares, weights, outputs, counts = [], [], [], [], []
         for task in TASKS:
-            images, expert = self.made.inputs[task], self.experts[task]
+            images = self.made.inputs[task]
+            expert = self.pristine if axes.teacher == "merged" else self.experts[task]
             source = {"merged": self.pristine, "quantised": self.made.tower, "expert": expert}[axes.source]
             x, own = layer_input(source, name, images), layer_input(expert, name, images)
             if axes.source == "expert":
@@ -88,29 +96,43 @@ class Brute:
             a = axes.mixing if axes.target == "expert" else 0.0
             mixed = (1 - a) * x + a * own
             keep = axes.off_diagonal + (1 - axes.off_diagonal) * torch.eye(columns).double()
-            gram, cross = keep * (x.T @ x) / len(x), keep * (mixed.T @ x) / len(x)
+            count = self.counted(name, images)
+            share_of = count / count.sum()
+            weighed = share_of[:, None] * x
+            gram, cross = keep * (x.T @ weighed), keep * (mixed.T @ weighed)
             share = 1 / float(gram.square().sum().sqrt()) if axes.task_weight == "frobenius" else 1.0
             layer = layer_of(expert, name)
             weight, bias = layer.weight.double(), layer.bias.double()
             hessian += share * gram
             right += share * weight @ cross
-            mean += share * x.mean(0)
-            target_mean += share * (weight @ mixed.mean(0) + bias)
+            mean += share * (share_of @ x)
+            target_mean += share * (weight @ (share_of @ mixed) + bias)
             total += share
             inputs.append(x)
             shares.append(share)
             weights.append(weight)
-        ridge = axes.damping if axes.target == "merged" else axes.anchor
-        if axes.target == "merged" or axes.anchor_scale == "relative":
-            ridge *= float(hessian.diagonal().mean())
-        hessian += ridge * torch.eye(columns).double()
+            outputs.append(mixed @ weight.T)
+            counts.append(count)
+        mean_diagonal, eye = float(hessian.diagonal().mean()), torch.eye(columns).double()
         centre = merged.weight.double()
         if axes.target == "expert":
-            centre = torch.linalg.solve(hessian, (right + ridge * centre).T).T
+            anchor = axes.anchor * (mean_diagonal if axes.anchor_scale == "relative" else 1.0)
+            hessian += anchor * eye
+            centre = torch.linalg.solve(hessian, (right + anchor * centre).T).T
         else:
             target_mean = centre @ mean + total * merged.bias.double()
+        hessian += axes.damping * mean_diagonal * eye
         shapes = (inputs, shares, weights)
-        return Expected(hessian, centre, target_mean, mean, total, *shapes, merged.weight.double())
+        kept = merged.weight.double(), outputs, counts
+        return Expected(hessian, centre, target_mean, mean, total, *shapes, *kept)
+
+    def counted(self, name: str, images: Tensor) -> Tensor:
+        """What every token counts for: behind the last attention the class token 1, the others less."""
+        tokens = layer_input(self.pristine, name, images).shape[0] // len(images)
+        counts = torch.ones(len(images), tokens).double()
+        if f"blocks.{len(self.pristine.blocks) - 1}." in name and "in_proj" not in name:
+            counts[:, 1:] = self.calibration.patch_weight
+        return counts.flatten()
 
 
 def steps(
@@ -165,6 +187,12 @@ def test_every_layer_is_posed_the_merged_problem(tiny_visual: TinyVisual, source
         {"task_weight": "frobenius"},
         {"task_weight": "frobenius", "mixing": 0.3, "off_diagonal": 0.9},
         {"anchor_scale": "absolute", "anchor": 0.3},
+        {"damping": 0.3},
+        {"teacher": "merged", "mixing": 1.0},
+        {"teacher": "merged", "mixing": 0.4, "anchor": 0.5},
+        {"patch_weight": 0.0, "anchor": 0.05},
+        {"patch_weight": 0.25, "mixing": 0.6},
+        {"patch_weight": 0.01, "mixing": 0.6, "off_diagonal": 0.9},
     ],
     ids=str,
 )
@@ -177,25 +205,32 @@ def test_axes_enter_the_problem_as_their_names_say(tiny_visual: TinyVisual, axes
 @pytest.mark.parametrize("source", SOURCES)
 @pytest.mark.parametrize("target", ["merged", "expert"])
 @pytest.mark.parametrize("task_weight", ["uniform", "frobenius"])
+@pytest.mark.parametrize("patch_weight", [1.0, 0.3])
 def test_deviations_are_those_of_all_tokens(
-    tiny_visual: TinyVisual, source: Any, target: Any, task_weight: Any
+    tiny_visual: TinyVisual, source: Any, target: Any, task_weight: Any, patch_weight: float
 ) -> None:
-    calibration = Calibration(target, source=source, mixing=0.3, task_weight=task_weight)
-    for expected, problem, report, layer in steps(tiny_visual, calibration):
-        rounded, merged = layer.weight.double(), expected.merged
-        to_experts = [weight - rounded for weight in expected.weights]
-        merging = [weight - merged for weight in expected.weights]
-        quantisation = [merged - rounded] * len(TASKS)
-        assert report.quantisation_deviation == pytest.approx(expected.deviation(*quantisation), rel=1e-3)
-        assert report.expert_deviation == pytest.approx(expected.deviation(*to_experts), rel=1e-3)
-        assert report.merging_deviation == pytest.approx(expected.deviation(*merging), rel=1e-3)
+    axes = {"mixing": 0.3, "task_weight": task_weight, "patch_weight": patch_weight}
+    for expected, problem, report, layer in steps(tiny_visual, Calibration(target, source=source, **axes)):
+        rounded, merged, found = layer.weight.double(), expected.merged, report.deviations
+        parts = {
+            "quantisation": expected.deviation(*[merged - rounded] * len(TASKS)),
+            "rounding": expected.deviation(*[problem.centre - rounded] * len(TASKS)),
+            "move": expected.deviation(*[problem.centre - merged] * len(TASKS)),
+            "expert": expected.from_targets(rounded),
+            "centre": expected.from_targets(problem.centre),
+            "merging": expected.from_targets(merged),
+        }
+        for name, value in parts.items():
+            assert getattr(found, name) == pytest.approx(value, rel=1e-3, abs=1e-9), name
         gap = rounded - problem.centre
         assert report.objective == pytest.approx(float((gap @ problem.hessian * gap).sum()), rel=1e-9)
         assert (report.rows, report.columns) == layer.weight.shape
 
 
 @pytest.mark.parametrize("source", SOURCES)
-@pytest.mark.parametrize("axes", [{}, {"mixing": 1.0}, {"task_weight": "frobenius"}], ids=str)
+@pytest.mark.parametrize(
+    "axes", [{}, {"mixing": 1.0}, {"task_weight": "frobenius"}, {"patch_weight": 0.2, "mixing": 0.5}], ids=str
+)
 @pytest.mark.parametrize("target", ["merged", "expert"])
 def test_recalibrated_biases_make_mean_outputs_meet_the_target(
     tiny_visual: TinyVisual, source: Any, target: Any, axes: dict[str, Any]

@@ -57,7 +57,7 @@ def test_not_rounding_the_merged_target_changes_nothing(tiny_visual: TinyVisual,
     tower, reports = walked(tiny_visual, Calibration("merged", source=source), centre)
     assert equal(tower, tiny_visual.tower)
     assert [r.objective for r in reports] == [0.0] * 8
-    assert [r.quantisation_deviation for r in reports] == [0.0] * 8
+    assert [r.deviations.quantisation for r in reports] == [0.0] * 8
     assert all(r.packed_bits is None for r in reports)
     images = tiny_visual.inputs["fruit"]
     with torch.no_grad():
@@ -77,14 +77,14 @@ def test_experts_that_equal_the_merged_model_make_epmq_gptq(
     tiny_visual: TinyVisual, strength: float, source: Any, mixing: float
 ) -> None:
     same = dict.fromkeys(tiny_visual.experts, tiny_visual.checkpoint())
-    ours = Calibration("expert", source=source, mixing=mixing, anchor=strength)
+    ours = Calibration("expert", source=source, mixing=mixing, anchor=strength / 2, damping=strength / 2)
     epmq, reports = walked(tiny_visual, ours, experts=same)
     plain, expected = walked(tiny_visual, Calibration("merged", source=source, damping=strength))
     assert equal(epmq, plain)
     assert not equal(epmq, tiny_visual.tower)
     for one, other in zip(reports, expected, strict=True):
         assert one.objective == pytest.approx(other.objective, rel=1e-6)
-        assert one.merging_deviation == pytest.approx(0.0, abs=1e-9)
+        assert one.deviations.merging == pytest.approx(0.0, abs=1e-6)  # features are float32 sums
 
 
 def test_an_enormous_anchor_makes_epmq_the_merged_model_rounded(tiny_visual: TinyVisual) -> None:
