@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from baselines.recipes import READING_A, READING_B, Pass, Recipe
+from dataclasses import replace
+from functools import partial
+
+from baselines.recipes import NO_ANCHOR_A, NO_ANCHOR_B, READING_A, READING_B, Pass, Recipe
+
+_control = partial(Recipe, kind="control")
 
 # RegMean (Jin et al. 2023, arXiv 2212.09849) as FusionBench runs it on CLIP: inputs from the experts' own
 # streams, off-diagonal entries times 0.95, no ridge; all that is not a linear layer is the experts' mean.
@@ -13,45 +18,79 @@ REGMEAN = Pass(
         "mixing": 0.0,
         "anchor": 0.0,
         "anchor_scale": "relative",
+        "teacher": "experts",
+        "patch_weight": 1.0,
         "off_diagonal": 0.95,
         "task_weight": "uniform",
         "recalibrate": "none",
     },
 )
+# RegMean++ (arXiv 2508.03121): the same, with inputs from the model as it is being merged.
+REGMEAN_PP = replace(REGMEAN, fixed={**REGMEAN.fixed, "source": "quantised"})
 GPTQ = Pass("merged")
+# The merged model in full precision is its own teacher: what errors of earlier layers did to a layer's inputs
+# is made up for, and no expert is read. QEP (arXiv 2504.09629) with its factor at 1.
+COMPENSATED = Pass("expert", {"teacher": "merged", "mixing": 1.0})
 CONTROLS = {
     recipe.name: recipe
     for recipe in (
-        Recipe("zero-shot", "the base model", start="base", kind="control"),
-        Recipe("experts", "every task by its own expert", start="experts", kind="control"),
-        Recipe("regmean", "RegMean in full precision", (REGMEAN,), start="simple-average", kind="control"),
-        Recipe(
+        _control("zero-shot", "the base model", start="base", reference=""),
+        _control("experts", "every task by its own expert", start="base", own="all", reference=""),
+        _control(
+            "regmean",
+            "RegMean in full precision",
+            (REGMEAN,),
+            start="simple-average",
+            reference="arXiv:2212.09849",
+        ),
+        _control(
             "regmean-gptq",
             "RegMean, then GPTQ",
             (REGMEAN, GPTQ),
             "gptq",
             start="simple-average",
-            kind="control",
+            reference="arXiv:2212.09849",
         ),
-        Recipe("merged", "the merged model in full precision", kind="control"),
-        Recipe(
-            "epmq-fp",
-            "W* of reading A in full precision: the ceiling of the weights target",
-            (READING_A,),
-            kind="control",
+        _control(
+            "regmean++",
+            "RegMean++ in full precision",
+            (REGMEAN_PP,),
+            start="simple-average",
+            reference="arXiv:2508.03121",
         ),
-        Recipe(
+        _control("merged", "the merged model in full precision", reference=""),
+        _control(
+            "expert-linears",
+            "the merged model with each task's own expert's linear layers: the ceiling of layer-wise targets",
+            own="linears",
+            reference="",
+        ),
+        _control(
+            "epmq-fp", "W* of reading A in full precision: the ceiling of the weights target", (READING_A,)
+        ),
+        _control("epmq-no-anchor-fp", "W* of reading A in full precision without the anchor", (NO_ANCHOR_A,)),
+        _control(
             "epmq-features-fp",
             "W* of reading B in full precision: the ceiling of the features target",
             (READING_B,),
-            kind="control",
         ),
-        Recipe(
-            "featcal-gptq",
-            "W* of reading B in full precision first, then GPTQ of that model (FeatCal-style)",
+        _control(
+            "epmq-features-no-anchor-fp",
+            "W* of reading B in full precision without the anchor",
+            (NO_ANCHOR_B,),
+        ),
+        _control(
+            "two-step",
+            "W* of reading B in full precision first, then GPTQ of that model",
             (READING_B, GPTQ),
             "gptq",
-            kind="control",
+        ),
+        _control(
+            "gptq-compensated",
+            "GPTQ towards the merged model's own full-precision stream; no expert",
+            (COMPENSATED,),
+            "gptq",
+            reference="arXiv:2504.09629",
         ),
     )
 }

@@ -18,26 +18,44 @@ from epmq.errors import UserError, nearest
 IRRELEVANT = {"merged": ("mixing", "anchor", "anchor_scale", "teacher"), "expert": ()}
 
 
+Reading = Literal["weights", "features"]
+EPMQ = "arXiv:2605.16882"
+
+
 @dataclass(frozen=True)
 class Pass:
     """One calibration walk over the model: a target and axes of :class:`epmq.calibration.Calibration`.
 
-    ``fixed`` axes are the method's identity; ``defaults`` may be overridden by whoever runs it.
+    ``fixed`` axes are the method's identity; ``defaults`` may be overridden by a suite, by its ``reading`` of
+    the expert target, and both by whoever runs it.
     """
 
     target: Target
     fixed: Mapping[str, Any] = field(default_factory=dict)
     defaults: Mapping[str, Any] = field(default_factory=dict)
+    reading: Reading | None = None
 
-    def calibration(self, overrides: Mapping[str, Any], *, rounded: bool) -> Calibration:
-        """The axes under the caller's overrides; raises UserError for a value out of range.
+    def calibration(
+        self,
+        overrides: Mapping[str, Any],
+        *,
+        rounded: bool,
+        chosen: Mapping[str, Mapping[str, Any]] | None = None,
+    ) -> Calibration:
+        """The axes; raises UserError for a value out of range.
 
         Axes that cannot change the pass's numbers keep their defaults, so that no cell has two keys.
+
+        Args:
+            overrides: what the command gives.
+            rounded: whether a rounding follows.
+            chosen: a suite's own defaults by reading.
         """
-        asked = Calibration(**{**self.defaults, **overrides, "target": self.target, **self.fixed})
+        suite = (chosen or {}).get(self.reading or "", {})
+        given = {**self.defaults, **suite, **overrides, "target": self.target, **self.fixed}
         idle = (*IRRELEVANT[self.target], *(() if rounded else ("damping",)))
         plain = Calibration()
-        return replace(asked, **{name: getattr(plain, name) for name in idle})
+        return replace(Calibration(**given), **{name: getattr(plain, name) for name in idle})
 
 
 @dataclass(frozen=True)
@@ -47,8 +65,10 @@ class Recipe:
     Attributes:
         passes: calibration walks, one after the other; all but the last leave full precision behind.
         rounding: the registered rounding of the last pass; ``None`` leaves full precision behind too.
-        start: the registered merge that the first pass begins from, ``"base"`` for the base model or
-            ``"experts"`` for every task's own expert; ``None`` is the merge that is asked for.
+        start: the registered merge that the first pass begins from, or ``"base"`` for the base model;
+            ``None`` is the merge that is asked for.
+        own: what every task has of its own expert: ``"nothing"``, its ``"linears"`` in the start's shell, or
+            ``"all"``.
         kind: ``"control"`` for what stands beside the methods.
     """
 
@@ -57,36 +77,32 @@ class Recipe:
     passes: tuple[Pass, ...] = ()
     rounding: str | None = None
     start: str | None = None
+    own: Literal["nothing", "linears", "all"] = "nothing"
     kind: Literal["method", "control"] = "method"
+    reference: str = EPMQ
 
 
 # Reading A: the experts' weights on the model's inputs.
 WEIGHTS = {"mixing": 0.0}
+READING_A = Pass("expert", WEIGHTS, reading="weights")
 # Reading B: the experts' own features. The mixing, and the default anchor of Calibration, are those that the
 # label-free search of benchmarks/studies/tune.py found on micro-clip-8 (its tuning.md is with the results).
 FEATURES = {"mixing": 0.75}
-READING_A = Pass("expert", WEIGHTS)
-READING_B = Pass("expert", {}, FEATURES)
+READING_B = Pass("expert", {}, FEATURES, reading="features")
 NO_ANCHOR = {"anchor": 0.0}
+NO_ANCHOR_A = replace(READING_A, fixed={**WEIGHTS, **NO_ANCHOR})
+NO_ANCHOR_B = replace(READING_B, fixed=NO_ANCHOR)
 FAMILIAR = {
     recipe.name: recipe
     for recipe in (
-        Recipe("epmq", "E-PMQ, reading A (experts' weights on the model's inputs), GPTQ", (READING_A,), "gptq"),
+        Recipe(
+            "epmq", "E-PMQ, reading A (experts' weights on the model's inputs), GPTQ", (READING_A,), "gptq"
+        ),
         Recipe("epmq-rtn", "E-PMQ, reading A, rounded to nearest", (READING_A,), "rtn"),
         Recipe("epmq-awq", "E-PMQ, reading A, rounded AWQ-style", (READING_A,), "awq"),
-        Recipe(
-            "epmq-no-anchor",
-            "ablation: reading A, no anchor",
-            (Pass("expert", {**WEIGHTS, **NO_ANCHOR}),),
-            "gptq",
-        ),
+        Recipe("epmq-no-anchor", "ablation: reading A, no anchor", (NO_ANCHOR_A,), "gptq"),
         Recipe("epmq-features", "E-PMQ, reading B (experts' own features), GPTQ", (READING_B,), "gptq"),
-        Recipe(
-            "epmq-features-no-anchor",
-            "ablation: reading B, no anchor",
-            (Pass("expert", NO_ANCHOR, FEATURES),),
-            "gptq",
-        ),
+        Recipe("epmq-features-no-anchor", "ablation: reading B, no anchor", (NO_ANCHOR_B,), "gptq"),
     )
 }
 

@@ -112,9 +112,7 @@ def gather_task(
     sums = {group: _Sums.of(teacher, group, calibration) for group in gathered}
     groups = list(gathered)
     for state, teacher_state in zip(states, teacher_states, strict=True):
-        seen = (
-            _layer_inputs(teacher, teacher_state, groups, counts) if calibration.follows_experts else {}
-        )
+        seen = _layer_inputs(teacher, teacher_state, groups, counts) if calibration.follows_experts else {}
         own = seen if calibration.source == "expert" else _layer_inputs(source, state, groups, counts)
         for group, total in sums.items():
             total.add(*own[group], seen[group][0] if group in seen else None)
@@ -211,7 +209,7 @@ def _shrunk(gram: Tensor, off_diagonal: float) -> Tensor:
 def _layer_inputs(
     block: nn.Module, state: State, groups: Sequence[SharedInput], counts: Counts
 ) -> dict[SharedInput, tuple[Tensor, Tensor | None]]:
-    """Inputs ``(tokens, columns)`` of each group's layers and their weights, without those that weigh nothing.
+    """Inputs ``(tokens, columns)`` of each group's layers and their weights; those of weight 0 are left out.
 
     The pass ends at the last group.
     """

@@ -76,8 +76,8 @@ def walk(
     _check(experts, inputs)
     if calibration.patch_weight != 1 and not tower.pooled:
         raise UserError(
-            f"patch_weight {calibration.patch_weight} needs a head that reads a class token alone, as that of "
-            "an image tower; leave it out"
+            f"patch_weight {calibration.patch_weight} needs a head that reads a class token alone, as an "
+            "image tower has; leave it out"
         )
     if calibration.teacher == "merged":
         own = {key: parameter.detach().clone() for key, parameter in tower.merged_parameters().items()}

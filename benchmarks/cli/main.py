@@ -52,15 +52,13 @@ def _parser() -> argparse.ArgumentParser:
 
 def _list(options: argparse.Namespace) -> int:
     import baselines
+    from baselines.controls import CONTROLS
     from baselines.recipes import familiar
-    from benchmarks.run.cells import CONTROLS
     from epmq.merge import known
 
     roundings = [baselines.get(name) for name in baselines.names()]
     methods = [{"name": r.name, "summary": r.summary, "reference": r.reference} for r in roundings]
-    methods += [
-        {"name": r.name, "summary": r.summary, "reference": "arXiv:2605.16882"} for r in familiar().values()
-    ]
+    methods += [{"name": r.name, "summary": r.summary, "reference": r.reference} for r in familiar().values()]
     listed: dict[str, list[dict[str, str]]] = {
         "methods": [row for row in methods if fnmatchcase(row["name"], options.pattern)]
     }
@@ -74,7 +72,7 @@ def _list(options: argparse.Namespace) -> int:
             ],
             "merges": [{"name": n, "summary": _first_line(f.__doc__)} for n, f in known().items()],
             **listed,
-            "controls": [{"name": n, "summary": s} for n, s in CONTROLS.items()],
+            "controls": [{"name": r.name, "summary": r.summary} for r in CONTROLS.values()],
         }
     print(json.dumps(listed, indent=2) if options.json else _as_text(listed))
     return 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterable
-from dataclasses import fields
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,8 @@ from typing import Any
 from benchmarks.cli import lm
 from benchmarks.cli.tables import report_problems
 from benchmarks.suites import load as suites
-from epmq.calibration import Calibration
 from epmq.errors import UserError
-from epmq.layer.spec import QuantSpec
 
-CALIBRATION_AXES = {f.name: f.default for f in fields(Calibration) if f.name != "target"}
-SPEC_AXES = {f.name: f.default for f in fields(QuantSpec) if f.name != "bits"}
 MERGE_OPTIONS = ("scale", "keep")
 
 
@@ -42,19 +38,25 @@ def add_to(commands: Any) -> None:
     run.add_argument("--target", nargs="+", metavar="TARGET", help="of roundings: merged, expert")
     run.add_argument("--bits", nargs="+", type=int, metavar="N", help="2 to 8")
     run.add_argument("--controls", nargs="*", metavar="NAME", help="see 'epmq list'; no name leaves them out")
-    run.add_argument("--samples", type=int, metavar="N", help="calibration samples per task")
+    run.add_argument(
+        "--samples",
+        nargs="+",
+        type=int,
+        metavar="N",
+        help="calibration samples per task, one number or several",
+    )
     run.add_argument("--seed", type=int, default=0, help="draw of the calibration samples (default 0)")
     run.add_argument("--seeds", type=int, default=1, metavar="N", help="so many draws from --seed on (1)")
     lm.add_to(run)
     _add_machine(run)
     axes = run.add_argument_group("axes that the paper leaves open (defaults in parentheses)")
-    for name, default in {**CALIBRATION_AXES, **SPEC_AXES}.items():
+    for name, default in {**suites.CALIBRATION_AXES, **suites.SPEC_AXES}.items():
         _add_axis(axes, name, default)
     axes.add_argument(
         "--decoder", metavar="STR", help="text: calibration reads the targets, or start (targets)"
     )
-    axes.add_argument("--scale", type=float, metavar="X", help="factor on the task vectors (0.3)")
-    axes.add_argument("--keep", type=float, metavar="X", help="TIES: share of entries kept (0.2)")
+    axes.add_argument("--scale", nargs="+", type=float, metavar="X", help="factors on the task vectors (0.3)")
+    axes.add_argument("--keep", nargs="+", type=float, metavar="X", help="TIES: shares of entries kept (0.2)")
     run.set_defaults(command=_run)
 
 
@@ -82,7 +84,9 @@ def _add_axis(group: Any, name: str, default: Any) -> None:
 def _run(options: argparse.Namespace) -> int:
     suite = lm.suite(options)
     chosen = suites.options(suite, options.comparison)
-    chosen |= {name: getattr(options, name) for name in chosen if getattr(options, name) is not None}
+    chosen |= {name: getattr(options, name) for name in chosen if getattr(options, name, None) is not None}
+    chosen["calibration"] |= _given(options, suites.CALIBRATION_AXES)
+    chosen["spec"] |= _given(options, suites.SPEC_AXES)
     if options.out is None and not options.plan:
         raise UserError(
             "arguments are required: --out DIR, the results folder, or --plan; see 'epmq run --help'"
@@ -103,9 +107,7 @@ def _run(options: argparse.Namespace) -> int:
         **chosen,
         seeds=range(options.seed, options.seed + options.seeds),
         decoder=options.decoder,
-        merge_options=_given(options, MERGE_OPTIONS),
-        calibration=_given(options, CALIBRATION_AXES),
-        spec=_given(options, SPEC_AXES),
+        merge_options=_crossed(_given(options, MERGE_OPTIONS)),
     )
     machine = Machine.choose(options.device, options.dtype)
     if options.plan:
@@ -126,6 +128,11 @@ def _run(options: argparse.Namespace) -> int:
         file=sys.stderr,
     )
     return 0
+
+
+def _crossed(options: dict[str, list[float]]) -> list[dict[str, float]]:
+    """Every combination of the values given to each option."""
+    return [dict(zip(options, values, strict=True)) for values in product(*options.values())]
 
 
 def _given(options: argparse.Namespace, names: Iterable[str]) -> dict[str, Any]:

@@ -55,10 +55,10 @@ def request_of(record: Record) -> Request:
         target=[target for target in get_args(Target) if target == record.target],
         bits=[record.bits or 0],
         controls=[],
-        samples=int(axes.get("samples") or 0),
+        samples=[int(axes.get("samples") or 0)],
         seeds=[record.seed],
         decoder=None if axes.get("decoder") is None else str(axes["decoder"]),
-        merge_options=dict(record.merge_options),
+        merge_options=[dict(record.merge_options)],
         calibration=_axes_of(Calibration, axes, "target"),
         spec=_axes_of(QuantSpec, axes, "bits"),
     )

@@ -18,8 +18,8 @@ from benchmarks.images.predict import predictions
 from benchmarks.sources import cache, data
 from benchmarks.suites.forms import ClipSuite, ImageTask, TaskSpec
 from benchmarks.workbench.base import Answers, Bench
+from epmq.gather import Batches
 from epmq.models.tower import Tower
-from epmq.walk import Batches
 
 if TYPE_CHECKING:  # text suites do not wait for open_clip
     from benchmarks.images.preprocess import Preprocess

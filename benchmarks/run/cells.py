@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import product
 from typing import Any
 
 from baselines.controls import CONTROLS
@@ -19,21 +20,23 @@ DECODERS = {  # what calibration reads besides the prompts, in text suites
     "targets": "teacher-forced: the sample's own target (needs its label)",
     "start": "an encoder-decoder's start token alone, or nothing (no label)",
 }
-UNMERGED = ("base", "experts")  # starts that are no merge
+BASE = "base"  # the start that is no merge
 
 
 @dataclass(frozen=True)
 class Cell:
     """One row: what it starts from, its calibration passes and rounding, the samples and the seed.
 
-    ``start`` is a merge by name, ``"base"``, or ``"experts"`` (every task by its own). Of the ``passes`` all
-    but the last put their centre in place in full precision; so does the last where ``rounding`` is ``None``.
-    ``decoder`` is what a language model's calibration reads besides the prompts; ``None`` without one.
+    ``start`` is a merge by name, or ``"base"``; ``own`` is what every task has of its own expert besides. Of
+    the ``passes`` all but the last put their centre in place in full precision; so does the last where
+    ``rounding`` is ``None``. ``decoder`` is what a language model's calibration reads besides the prompts;
+    ``None`` without one.
     """
 
     method: str
     kind: str
     start: str
+    own: str = "nothing"
     merge_options: dict[str, Any] = field(default_factory=dict)
     passes: tuple[Calibration, ...] = ()
     rounding: str | None = None
@@ -45,7 +48,7 @@ class Cell:
     @property
     def merge(self) -> str | None:
         """The merge by name; ``None`` where nothing is merged."""
-        return None if self.start in UNMERGED else self.start
+        return None if self.start == BASE else self.start
 
     @property
     def axes(self) -> dict[str, Any]:
@@ -73,22 +76,7 @@ class Cell:
         Raises:
             TypeError: the context holds what is not JSON, which would have no stable key.
         """
-        passes = [asdict(calibration) for calibration in self.passes]
-        described = {
-            "method": self.method,
-            "kind": self.kind,
-            "merge": self.merge,
-            "merge_options": self.merge_options,
-            "rounding": self.rounding,
-            "calibration": passes[0] if passes else None,
-            "then": passes[1] if len(passes) > 1 else None,
-            "spec": asdict(self.spec) if self.spec else None,
-            "samples": self.samples,
-            "seed": self.seed,
-            "context": context,
-        }
-        if self.decoder is not None:  # images have none; their keys are older than this axis
-            described["decoder"] = self.decoder
+        described = {**asdict(self), "context": context}
         return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -97,7 +85,8 @@ class Request:
     """What ``epmq run`` was asked for: a cross-product, and axes that override the defaults.
 
     ``seeds`` draw calibration samples; what is not calibrated is one cell, at seed 0. ``decoder`` is an axis
-    of text suites.
+    of text suites. ``merge_options`` holds one set of options or several; ``chosen`` a suite's own defaults
+    of calibration axes, by reading.
     """
 
     merge: Sequence[str]
@@ -105,10 +94,11 @@ class Request:
     target: Sequence[Target]
     bits: Sequence[int]
     controls: Sequence[str]
-    samples: int
+    samples: Sequence[int]
     seeds: Sequence[int] = (0,)
     decoder: str | None = None
-    merge_options: dict[str, Any] = field(default_factory=dict)
+    merge_options: Sequence[Mapping[str, Any]] = ({},)
+    chosen: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     calibration: dict[str, Any] = field(default_factory=dict)
     spec: dict[str, Any] = field(default_factory=dict)
 
@@ -127,8 +117,12 @@ def expand(request: Request) -> list[Cell]:
     controls = [recipe for name, recipe in CONTROLS.items() if name in request.controls]
     cells = [cell for recipe in controls if recipe.start for cell in _of_bits(request, recipe, recipe.start)]
     for merge in request.merge:
-        cells += [cell for recipe in controls if not recipe.start for cell in _of_bits(request, recipe, merge)]
-        cells += [cell for bits in request.bits for row in methods for cell in _cells(request, row, merge, bits)]
+        cells += [
+            cell for recipe in controls if not recipe.start for cell in _of_bits(request, recipe, merge)
+        ]
+        cells += [
+            cell for bits in request.bits for row in methods for cell in _cells(request, row, merge, bits)
+        ]
     if not cells:
         raise UserError("nothing is asked for; name a method and a merge, or a control")
     _refuse_idle_options(request, cells)
@@ -138,7 +132,8 @@ def expand(request: Request) -> list[Cell]:
 def _refuse_idle_options(request: Request, cells: Iterable[Cell]) -> None:
     """An option that no cell takes would be dropped without a word."""
     taken = [item for cell in cells for item in (cell.axes | cell.merge_options).items()]
-    for name, value in (request.calibration | request.spec | request.merge_options).items():
+    options = [item for given in request.merge_options for item in given.items()]
+    for name, value in [*(request.calibration | request.spec).items(), *options]:
         if (name, value) not in taken and (f"then.{name}", value) not in taken:
             raise UserError(f"{name} {value!r} changes no cell that is asked for; leave it out")
 
@@ -150,23 +145,39 @@ def _of_bits(request: Request, recipe: Recipe, start: str) -> Iterable[Cell]:
 
 
 def _cells(request: Request, recipe: Recipe, start: str, bits: int | None) -> Iterable[Cell]:
-    """The cell of each seed; what is not calibrated has one, at seed 0."""
+    """A cell for each set of options, number of samples and seed; what is not calibrated has one a set."""
     last = len(recipe.passes) - 1
     passes = tuple(
-        each.calibration(request.calibration, rounded=number == last and recipe.rounding is not None)
+        each.calibration(
+            request.calibration,
+            rounded=number == last and recipe.rounding is not None,
+            chosen=request.chosen,
+        )
         for number, each in enumerate(recipe.passes)
     )
-    for seed in request.seeds if passes else [0]:
+    draws = list(product(request.samples, request.seeds)) if passes else [(None, 0)]
+    for options, (samples, seed) in product(_options(request, start), draws):
         yield Cell(
             recipe.name,
             recipe.kind,
             start,
-            {} if start in UNMERGED else options_of(start, request.merge_options),
+            recipe.own,
+            options,
             passes,
             recipe.rounding,
             None if bits is None else QuantSpec(bits, **request.spec),
-            samples=request.samples if passes else None,
+            samples=samples,
             seed=seed,
             decoder=request.decoder if passes else None,
         )
 
+
+def _options(request: Request, start: str) -> list[dict[str, Any]]:
+    """The different sets of options of a merge; one empty set where nothing is merged."""
+    if start == BASE:
+        return [{}]
+    found: list[dict[str, Any]] = []
+    for given in request.merge_options:
+        if (options := options_of(start, given)) not in found:
+            found.append(options)
+    return found

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from tqdm.auto import tqdm
 
 import baselines
-from benchmarks.run.cells import Cell
+from benchmarks.run.cells import BASE, Cell
 from benchmarks.workbench.base import Answers, Bench
 from epmq.calibration import Calibration
 from epmq.layer.spec import QuantSpec
@@ -64,8 +64,8 @@ def refuse_impossible(bench: Bench, cell: Cell) -> None:
 def compute(bench: Bench, cells: Sequence[Cell]) -> list[Outcome]:
     """Compute cells one after the other, then evaluate them in one pass over the test samples."""
     outcomes = [Outcome() for _ in cells]
-    if [cell.start for cell in cells] == ["experts"]:
-        _evaluate_experts(bench, outcomes[0])
+    if cells[0].own != "nothing":
+        _evaluate_own(bench, cells[0], outcomes[0])
     else:
         pairs = zip(cells, outcomes, strict=True)
         towers = [bench.kept(_model(bench, cell, outcome)) for cell, outcome in pairs]
@@ -76,10 +76,11 @@ def compute(bench: Bench, cells: Sequence[Cell]) -> list[Outcome]:
 
 
 def together(cells: Sequence[Cell], count: int) -> Iterator[list[Cell]]:
-    """Cells in order, in groups that one pass evaluates; the experts, a model per task, are a group alone."""
+    """Cells in order, in groups that one pass evaluates; what is a model per task is a group alone."""
     group: list[Cell] = []
     for cell in cells:
-        if group and (len(group) == count or "experts" in (cell.start, group[-1].start)):
+        alone = any(each.own != "nothing" for each in (cell, *group[-1:]))
+        if group and (len(group) == count or alone):
             yield group
             group = []
         group.append(cell)
@@ -87,9 +88,18 @@ def together(cells: Sequence[Cell], count: int) -> Iterator[list[Cell]]:
         yield group
 
 
-def _evaluate_experts(bench: Bench, outcome: Outcome) -> None:
+def _evaluate_own(bench: Bench, cell: Cell, outcome: Outcome) -> None:
+    """Every task by a model with its own expert's part."""
     for task, expert in bench.models.experts.items():
-        _evaluate(bench, [bench.tower.load_all(expert)], [task], [outcome])
+        tower = bench.tower
+        if cell.own == "all":
+            tower.load_all(expert)
+        else:
+            tower = _model(bench, cell, outcome)
+            for part, group in layer_groups(tower).values():
+                for path in group:
+                    tower.load(tower.get_submodule(f"{part}.{path}"), f"{part}.{path}", expert)
+        _evaluate(bench, [tower], [task], [outcome])
 
 
 def _evaluate(
@@ -106,7 +116,7 @@ def _evaluate(
 
 def _model(bench: Bench, cell: Cell, outcome: Outcome) -> Tower:
     """What the cell starts from, calibrated and rounded."""
-    if cell.start == "base":
+    if cell.start == BASE:
         return bench.tower.load_all(bench.models.base)
     with outcome.timed("merge"):
         tower = bench.merged(cell.start, cell.merge_options)

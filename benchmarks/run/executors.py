@@ -48,7 +48,7 @@ def on_ray(bench: Bench, groups: Sequence[list[Cell]]) -> Iterator[Finished]:
         ray.init(include_dashboard=False, log_to_driver=False)
     try:
         workers = _workers(ray, bench, len(groups))
-        alone = 1 if groups and groups[0][0].start == "experts" else 0  # the other records need them
+        alone = 1 if groups and groups[0][0].own == "all" else 0  # the other records need them
         for part in (groups[:alone], groups[alone:]):
             pool = ray.util.ActorPool(workers)
             yield from pool.map_unordered(lambda worker, group: worker.compute.remote(group), part)

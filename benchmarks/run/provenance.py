@@ -65,12 +65,15 @@ def _device(machine: Machine) -> str:
 
 
 def _calibration(bench: Bench, request: Request) -> dict[str, str]:
-    """Digest of every task's calibration rows; of seeds after the first, under ``TASK seed N``."""
+    """Digest of every task's calibration rows; of seeds after the first, under ``TASK seed N``.
+
+    Of several numbers of samples it is that of the largest, which begins with the smaller draws.
+    """
     found = {}
     for number, seed in enumerate(request.seeds):
         for task in bench.suite.tasks:
             name = f"{task.task} seed {seed}" if number else task.task
-            found[name] = data.digest(bench.sample_ids(task, request.samples, seed))
+            found[name] = data.digest(bench.sample_ids(task, max(request.samples), seed))
     return found
 
 

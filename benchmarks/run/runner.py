@@ -48,12 +48,12 @@ def run(
     finished = {r.key: r for r in folder.records()}
     experts = next((r for r in finished.values() if r.method == "experts"), None)
     todo = [cell for key, cell in keyed.items() if key not in finished]
-    todo.sort(key=lambda cell: cell.start != "experts")  # the other records are relative to them
+    todo.sort(key=lambda cell: cell.own != "all")  # the other records are relative to them
     with tqdm(total=len(todo), desc=suite.name, unit="cell", disable=not todo) as bar:
         for group, outcomes in execute(bench, list(together(todo, bench.setting.together))):
             for cell, outcome in zip(group, outcomes, strict=True):
                 line = record(bench, cell, outcome, experts)
-                if cell.start == "experts":
+                if cell.own == "all":
                     experts = line
                 folder.append(line, *arrays(outcome))
                 bar.set_postfix_str(" ".join(str(x) for x in (cell.merge, cell.method, cell.bits) if x))

@@ -28,9 +28,10 @@ from benchmarks.run.executors import open_bench
 from benchmarks.suites import load as suites
 from benchmarks.workbench.base import Bench
 from epmq.calibration import Calibration
+from epmq.gather import Batches
 from epmq.layer.spec import QuantSpec
 from epmq.models.tower import Tower
-from epmq.walk import Batches, walk
+from epmq.walk import walk
 
 ANCHORS = (0.0, 1e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0)
 MIXINGS = (0.0, 0.25, 0.5, 0.75, 1.0)

@@ -19,7 +19,7 @@ DEFAULT = Comparison(
     method=["rtn", "gptq", "epmq", "epmq-features"],
     target=["merged"],
     bits=[4],
-    samples=128,  # GPTQ's own number
+    samples=[128],  # GPTQ's own number
     controls=["zero-shot", "experts", "merged", "epmq-fp"],
 )
 

@@ -119,14 +119,23 @@ def _shared_task(name: Any) -> dict[str, Any]:
 
 
 class Comparison(Strict):
-    """A named set of options for ``epmq run``: what is compared when the command names nothing."""
+    """A named set of options for ``epmq run``: what is compared when the command names nothing.
+
+    ``axes`` are of calibration and grid, for every cell that takes them.
+    """
 
     merge: list[str]
     method: list[str]
     target: list[Literal["merged", "expert"]]
     bits: list[int]
-    samples: int
+    samples: Annotated[list[Count], Field(min_length=1)]
     controls: list[str]
+    axes: dict[str, str | float | int | bool | None] = Field(default={})
+
+    @field_validator("samples", mode="before")
+    @classmethod
+    def _one_or_several(cls, given: Any) -> Any:
+        return [given] if isinstance(given, int) else given
 
 
 class Suite(Strict):
@@ -135,6 +144,7 @@ class Suite(Strict):
     Attributes:
         rehearsal: its models and data are made-up stand-ins; its numbers are never results.
         tower: the base's size; ``None`` leaves a plan's estimates out.
+        chosen: defaults of calibration axes that were chosen for this suite without labels, by reading.
     """
 
     name: str
@@ -147,6 +157,7 @@ class Suite(Strict):
     tower: TowerSpec | TextTowerSpec | None = None
     metric: str
     comparisons: dict[str, Comparison]
+    chosen: dict[Literal["weights", "features"], dict[str, str | float | int]] = Field(default={})
     checkpoints: dict[str, str]  # SHA-256 of checkpoint files, by path (of bundled ones: below the package)
     tasks: Sequence[TaskSpec]
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,9 @@ from pydantic import ValidationError
 from benchmarks.suites import prompt as prompts
 from benchmarks.suites.forms import FOLDER, FORMS, PACKAGE, ClipSuite, Suite, TextSuite
 from benchmarks.suites.strict import first_complaint
+from epmq.calibration import Calibration
 from epmq.errors import UserError, nearest
+from epmq.layer.spec import QuantSpec
 
 
 def names() -> list[str]:
@@ -61,12 +64,26 @@ def on_hub(path: str) -> bool:
     return re.fullmatch(r"\w[\w.-]*/[\w.-]+", path) is not None and not Path(path).is_dir()
 
 
+CALIBRATION_AXES = {f.name: f.default for f in fields(Calibration) if f.name != "target"}
+SPEC_AXES = {f.name: f.default for f in fields(QuantSpec) if f.name != "bits"}
+
+
 def options(suite: Suite, comparison: str) -> dict[str, Any]:
-    """The options of a named comparison; raises UserError for an unknown name."""
+    """The options of a named comparison, as a request takes them.
+
+    Raises:
+        UserError: the comparison is unknown, or sets what is no axis.
+    """
     if comparison not in suite.comparisons:
         known = suite.comparisons
         raise UserError(f"comparison {comparison!r} is unknown in {suite.name}{nearest(comparison, known)}")
-    return suite.comparisons[comparison].model_dump()
+    found = suite.comparisons[comparison].model_dump()
+    axes = found.pop("axes")
+    if unknown := [name for name in axes if name not in {**CALIBRATION_AXES, **SPEC_AXES}]:
+        raise UserError(f"{suite.name}: comparison {comparison!r} sets {unknown[0]!r}, which is no axis")
+    parts = {"calibration": CALIBRATION_AXES, "spec": SPEC_AXES}
+    split = {part: {n: v for n, v in axes.items() if n in names} for part, names in parts.items()}
+    return {**found, **split, "chosen": suite.chosen}
 
 
 def fingerprint(suite: Suite) -> str:

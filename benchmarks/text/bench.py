@@ -21,8 +21,8 @@ from benchmarks.text.metrics import number
 from benchmarks.text.models import TextModels, open_models
 from benchmarks.workbench.base import Answers, Bench
 from epmq.errors import UserError
+from epmq.gather import Batches
 from epmq.models.tower import Tower
-from epmq.walk import Batches
 
 EVALUATED = 64  # prompts generated from at a time
 

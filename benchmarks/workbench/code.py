@@ -18,6 +18,7 @@ MERGING = ("epmq/merge.py", "epmq/checkpoints", "epmq/models")  # what merged we
 COMPUTING = (  # what a cell depends on besides its rounding: files, and folders with all that is in them
     *MERGING,
     "epmq/calibration.py",
+    "epmq/gather.py",
     "epmq/layer",
     "epmq/walk.py",
     "benchmarks/suites/prompt.py",
@@ -63,7 +64,9 @@ def meaning(file: Path) -> str:
     """A module's text without comments, docstrings and layout."""
     tree = ast.parse(file.read_text("utf-8"))
     for node in ast.walk(tree):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            if ast.get_docstring(node, clean=False) is not None:
-                node.body = node.body[1:] or [ast.Pass()]
+        for node in ast.walk(tree):
+        if not isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            continue
+        if ast.get_docstring(node, clean=False) is not None:
+            node.body = node.body[1:] or [ast.Pass()]
     return ast.unparse(tree)

@@ -138,8 +138,6 @@ def _is_method(group: Group, method: str, merge: str | None, bits: int) -> bool:
 def _bound_lines(run: Run) -> Iterator[Line]:
     suite = run.folder.manifest.suite
     for quantity, entries in ledger.repeats(suite).items():
-        if quantity.method == "regmean++":  # no control here runs it
-            continue
         newest = entries[0]
         name = quantity.method if quantity.scale is None else f"{quantity.method} {quantity.scale:g}"
         line = Line("bound", suite, quantity.merge, None, name, newest.value, newest.note, newest.source)

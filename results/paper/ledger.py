@@ -86,7 +86,7 @@ _NAMES: dict[str, tuple[str, str | None]] = {
     "Task Arithmetic": ("merged", "task-arithmetic"),
     "Ties-Merging": ("merged", "ties"),
     "RegMean": ("regmean", "simple-average"),
-    "RegMean++": ("regmean++", "regmean++"),
+    "RegMean++": ("regmean++", "simple-average"),
 }
 
 

@@ -132,9 +132,9 @@ class TaskResult(_Model):
 class LayerResult(_Model):
     """One layer of shape (rows, columns), and ``objective`` = tr((Q - C) H (Q - C)^T).
 
-    Deviations are mean squares of outputs on the calibration inputs: quantisation of Q from W_m, rounding of Q
-    from the centre C, move of C from W_m; and of Q (expert), C (centre) and W_m (merging) from the targets
-    that the calibration set, the experts' weights on the model's inputs or the experts' own features.
+    Deviations are mean squares of outputs on the calibration inputs: quantisation of Q from W_m, rounding of
+    Q from the centre C, move of C from W_m; and of Q (expert), C (centre) and W_m (merging) from the targets
+    that calibration set, the experts' weights on the model's inputs or the experts' own features.
     """
 
     name: Name

@@ -109,7 +109,7 @@ def test_list_shows_suites_merges_methods_and_controls(capsys: Output) -> None:
     assert {"micro-clip-8"} <= found["suites"]
     assert {"simple-average", "task-arithmetic", "ties"} <= found["merges"]
     assert {"rtn", "gptq", "awq", "epmq", "epmq-features", "epmq-awq", "epmq-no-anchor"} <= found["methods"]
-    assert {"zero-shot", "experts", "merged", "regmean-gptq", "featcal-gptq"} <= found["controls"]
+    assert {"zero-shot", "experts", "merged", "regmean-gptq", "two-step"} <= found["controls"]
     assert main(["list"]) == 0
     text = capsys.readouterr().out
     assert all(name in text for names in found.values() for name in names)

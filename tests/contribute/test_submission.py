@@ -20,7 +20,7 @@ from results.store.records import Record, TaskResult
 from tests.fixtures.records import make_cell
 from tests.fixtures.tiny_suite import TinySuite
 
-REQUEST = Request(["task-arithmetic"], ["rtn", "gptq"], ["merged"], [4], ["experts"], samples=8)
+REQUEST = Request(["task-arithmetic"], ["rtn", "gptq"], ["merged"], [4], ["experts"], samples=[8])
 GOOD = {
     "description": "Two ways of rounding.",
     "authors": ["A. Author"],
@@ -262,9 +262,9 @@ def test_a_record_asks_for_its_own_cell(options: dict[str, Any]) -> None:
         target=["merged"],
         bits=[3],
         controls=[],
-        samples=8,
+        samples=[8],
         seeds=[5],
-        merge_options=options,
+        merge_options=[options],
         calibration={"task_weight": "frobenius"},
         spec={"group_size": 4, "symmetric": True},
     )

@@ -386,7 +386,10 @@ def test_deviations_are_those_of_the_samples(reading: str) -> None:
     at, generator = layer(5, 8), torch.Generator().manual_seed(0)
     q, centre = (torch.randn(5, 8, generator=generator, dtype=torch.float64) for _ in range(2))
     moments = Moments.empty(at.merged)
-    outputs = [w @ (x if reading == "A" else own) for w, x, own in zip(at.experts, at.inputs, at.own_inputs, strict=True)]
+    outputs = [
+        w @ (x if reading == "A" else own)
+        for w, x, own in zip(at.experts, at.inputs, at.own_inputs, strict=True)
+    ]
     for gram, expert, cross, y in zip(at.grams, at.experts, at.cross, outputs, strict=True):
         if reading == "A":
             moments.add(gram, expert)

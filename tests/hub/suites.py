@@ -20,7 +20,7 @@ TEXT_NAMES = ("flan-t5-base-glue8", "flan-t5-base-glue8-lora16")
 def rehearsal(name: str) -> dict[str, Any]:
     """A bundled suite as a file's content: ids, columns, class names and prompts are untouched.
 
-    Besides the sample counts of data sets, a comparison's calibration samples become those that there are.
+    Besides the sample counts of data sets, a comparison's calibration samples become as many as there are.
     """
     content: dict[str, Any] = json.loads((forms.FOLDER / f"{name}.json").read_bytes())
     for entry, task in zip(content["tasks"], suites.load(name).tasks, strict=True):
@@ -29,7 +29,7 @@ def rehearsal(name: str) -> dict[str, Any]:
         entry["dataset"] = {**task.dataset.model_dump(), **here}
     most = min(entry["dataset"]["train_size"] for entry in content["tasks"])
     for comparison in content["comparisons"].values():
-        comparison["samples"] = min(comparison["samples"], most)
+        comparison["samples"] = most
     return {**content, "rehearsal": True}
 
 

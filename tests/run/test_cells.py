@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import asdict, fields, replace
+from itertools import product
 from typing import Any
 
 import pytest
 
 import baselines
 from baselines import registry
+from baselines.controls import CONTROLS
 from baselines.recipes import FAMILIAR, Pass, Recipe
 from baselines.registry import Baseline
-from benchmarks.run.cells import CONTROLS, Cell, Request, expand
+from benchmarks.run.cells import Cell, Request, expand
 from epmq.calibration import Calibration
 from epmq.errors import UserError
 from epmq.layer.spec import QuantSpec
@@ -25,6 +27,8 @@ OTHER_AXES: dict[str, Any] = {
     "anchor_scale": "absolute",
     "task_weight": "frobenius",
     "damping": 0.123,
+    "teacher": "merged",
+    "patch_weight": 0.123,
     "off_diagonal": 0.123,
     "recalibrate": "bias",
     "layers": "*.mlp.*",
@@ -46,7 +50,7 @@ def request(**changes: Any) -> Request:
         "target": ["merged"],
         "bits": [4],
         "controls": [],
-        "samples": 8,
+        "samples": [8],
     }
     return Request(**asked | changes)
 
@@ -79,14 +83,13 @@ def test_the_cross_product_and_its_controls() -> None:
         for name, target in ((rounding, "merged"), (guided, "expert"))
     )
     controls = Counter((c.merge, c.method, c.bits) for c in cells if c.kind == "control")
-    per_merge: list[tuple[str, int | None]] = [
-        ("merged", None),
-        ("epmq-fp", None),
-        ("epmq-features-fp", None),
-    ]
-    per_merge += [("featcal-gptq", 4), ("featcal-gptq", 3)]
+    full = ["merged", "expert-linears", "epmq-fp", "epmq-features-fp"]
+    full += ["epmq-no-anchor-fp", "epmq-features-no-anchor-fp"]
+    per_merge: list[tuple[str, int | None]] = [(name, None) for name in full]
+    per_merge += [(name, bits) for name in ("two-step", "gptq-compensated") for bits in (4, 3)]
     assert controls == Counter(
-        [(None, "zero-shot", None), (None, "experts", None), ("simple-average", "regmean", None)]
+        [(None, "zero-shot", None), (None, "experts", None)]
+        + [("simple-average", name, None) for name in ("regmean", "regmean++")]
         + [("simple-average", "regmean-gptq", bits) for bits in (4, 3)]
         + [(merge, name, bits) for merge in ("task-arithmetic", "ties") for name, bits in per_merge]
     )
@@ -153,8 +156,8 @@ def test_every_axis_is_in_the_record() -> None:
     (cell,) = expand(request(method=["epmq-features"]))
     assert cell.axes.keys() == every
     assert FAMILIAR["epmq-features"].passes[0].defaults.items() <= cell.axes.items()
-    featcal = expand(request(controls=["featcal-gptq"]))[0]
-    assert featcal.axes.keys() == every | {f"then.{f.name}" for f in fields(Calibration)}
+    two_step = expand(request(controls=["two-step"]))[0]
+    assert two_step.axes.keys() == every | {f"then.{f.name}" for f in fields(Calibration)}
 
 
 @pytest.mark.parametrize("name", [f.name for f in fields(Calibration) if f.name != "target"])
@@ -180,13 +183,13 @@ def test_the_key_changes_with_every_axis_of_the_grid(name: str) -> None:
     "change",
     [
         {"seeds": [1]},
-        {"samples": 9},
+        {"samples": [9]},
         {"bits": [3]},
         {"merge": ["task-arithmetic"]},
         {"method": ["rtn"]},
         {"target": ["expert"]},
-        {"merge_options": {"scale": 0.4}},
-        {"merge_options": {"keep": 0.4}},
+        {"merge_options": [{"scale": 0.4}]},
+        {"merge_options": [{"keep": 0.4}]},
     ],
     ids=str,
 )
@@ -213,12 +216,43 @@ def test_the_key_does_not_change_with_the_company_of_a_cell() -> None:
 
 @pytest.mark.parametrize(
     ("method", "axes"),
-    [("gptq", {"anchor": 0.5, "mixing": 0.5, "anchor_scale": "absolute"}), ("epmq", {"damping": 0.5})],
+    [("gptq", {"anchor": 0.5, "mixing": 0.5, "anchor_scale": "absolute", "teacher": "merged"})],
 )
 def test_an_axis_that_a_target_does_not_read_gives_no_second_key(method: str, axes: dict[str, Any]) -> None:
     (plain,) = expand(request(method=[method]))
     both = expand(request(method=["gptq", "epmq", "epmq-features"], calibration=axes))
     assert key(plain) in {key(cell) for cell in both}
+
+
+def test_damping_gives_what_is_not_rounded_no_second_key() -> None:
+    asked = {"controls": ["epmq-fp", "two-step"]}
+    (plain, before, _), (other, after, _) = (
+        expand(request(**asked, calibration=axes)) for axes in ({}, {"damping": 0.5})
+    )
+    assert key(plain) == key(other)
+    assert before.passes[0] == after.passes[0]
+    assert before.passes[1] != after.passes[1]
+
+
+def test_a_suites_own_axes_are_defaults_of_their_reading() -> None:
+    chosen = {"weights": {"anchor": 0.5}, "features": {"mixing": 0.25, "patch_weight": 0.0}}
+    asked = {"method": ["gptq", "epmq", "epmq-features", "epmq-features-no-anchor"], "chosen": chosen}
+    found = {cell.method: cell.passes[0] for cell in expand(request(**asked))}
+    assert (found["gptq"], found["epmq"]) == (Calibration(), Calibration("expert", anchor=0.5))
+    assert found["epmq-features"] == Calibration("expert", mixing=0.25, patch_weight=0.0)
+    assert found["epmq-features-no-anchor"] == replace(found["epmq-features"], anchor=0.0)
+    given = expand(request(**asked, calibration={"patch_weight": 1.0, "anchor": 0.1}))
+    assert {cell.passes[0].anchor for cell in given} == {0.1, 0.001, 0.0}
+
+
+def test_sizes_seeds_and_factors_are_crossed() -> None:
+    several = request(samples=[8, 16], seeds=[0, 1], merge_options=[{"scale": 0.3}, {"scale": 0.4}])
+    assert [(c.merge_options["scale"], c.samples, c.seed) for c in expand(several)] == list(
+        product((0.3, 0.4), (8, 16), (0, 1))
+    )
+    averaged = request(merge=["simple-average"], merge_options=several.merge_options, controls=["merged"])
+    with pytest.raises(UserError, match=r"scale 0\.3 changes no cell"):
+        expand(averaged)
 
 
 def test_a_familiar_name_keeps_what_makes_it_that_method() -> None:
@@ -243,7 +277,7 @@ def test_regmean_stays_regmean_whatever_the_axes() -> None:
     )
 
 
-@pytest.mark.parametrize("control", ["featcal-gptq", "regmean-gptq"])
+@pytest.mark.parametrize("control", ["two-step", "regmean-gptq"])
 def test_the_second_step_of_a_control_is_the_plain_gptq_that_was_asked_for(control: str) -> None:
     axes = {"damping": 0.05, "layers": "*.mlp.*", "task_weight": "frobenius"}
     two_steps, plain = expand(request(controls=[control], calibration=axes))
@@ -254,7 +288,9 @@ def test_the_second_step_of_a_control_is_the_plain_gptq_that_was_asked_for(contr
 
 
 def test_merge_options_are_those_of_the_merge() -> None:
-    cells = expand(request(merge=["simple-average", "task-arithmetic", "ties"], merge_options={"scale": 0.5}))
+    cells = expand(
+        request(merge=["simple-average", "task-arithmetic", "ties"], merge_options=[{"scale": 0.5}])
+    )
     assert [c.merge_options for c in cells] == [{}, {"scale": 0.5}, {"scale": 0.5, "keep": 0.2}]
 
 
@@ -273,9 +309,9 @@ def test_merge_options_are_those_of_the_merge() -> None:
         ({"spec": {"scale_dtype": "float"}}, "scale_dtype 'float' is unknown; did you mean 'float"),
         ({"calibration": {"source": "merge"}}, "source 'merge' is unknown; did you mean 'merged'"),
         ({"calibration": {"damping": -1.0}}, "damping -1.0 is out of range"),
-        ({"merge_options": {"keep": 0.0}}, r"keep 0.0 is out of range; give a share in \(0, 1\]"),
-        ({"merge_options": {"scale": float("nan")}}, "ties: scale nan is not a finite number"),
-        ({"merge": ["task-arithmetic"], "merge_options": {"keep": 0.1}}, "keep 0.1 changes no cell"),
+        ({"merge_options": [{"keep": 0.0}]}, r"keep 0.0 is out of range; give a share in \(0, 1\]"),
+        ({"merge_options": [{"scale": float("nan")}]}, "ties: scale nan is not a finite number"),
+        ({"merge": ["task-arithmetic"], "merge_options": [{"keep": 0.1}]}, "keep 0.1 changes no cell"),
         ({"calibration": {"anchor": 0.1}}, "anchor 0.1 changes no cell that is asked for; leave it out"),
         ({"method": ["epmq"], "calibration": {"mixing": 0.5}}, "mixing 0.5 changes no cell"),
         ({"merge": []}, "nothing is asked for"),

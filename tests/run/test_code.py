@@ -145,7 +145,7 @@ def test_a_folder_goes_on_under_new_words_and_is_refused_under_new_numbers(
         return original(bench, cells)
 
     monkeypatch.setattr(executors, "compute", counted)
-    asked = Request(["task-arithmetic"], ["rtn"], ["merged"], [4], ["zero-shot"], 8)
+    asked = Request(["task-arithmetic"], ["rtn"], ["merged"], [4], ["zero-shot"], [8])
     run(tiny.suite, asked, tmp_path / "out", {})
     edit(copy / "benchmarks/cli/run.py", "calibration samples per task", "samples of calibration")
     run(tiny.suite, asked, tmp_path / "out", {})

@@ -76,7 +76,7 @@ def test_disk_is_that_of_the_decoded_images() -> None:
     images = 19850 + 8041 + 6300 + 2700 + 26032 + 12630 + 10000 + 1880
     expected = (images + 8 * 256) * 3 * 224 * 224
     assert line(planned(suite), "disk").startswith(f"disk {expected / 1e9:.1f} GB {images} test and 2048 cal")
-    uncalibrated = planned(suite, method=["rtn"], controls=["merged"], samples=16)
+    uncalibrated = planned(suite, method=["rtn"], controls=["merged"], samples=[16])
     assert f"and {8 * 16} calibration" in line(uncalibrated, "disk")
 
 

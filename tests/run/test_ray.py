@@ -21,7 +21,7 @@ ASKED = Request(
     target=["merged"],
     bits=[4],
     controls=["zero-shot", "experts", "merged"],
-    samples=8,
+    samples=[8],
 )
 
 

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from benchmarks.run.cells import CONTROLS, Request, expand
+from baselines.controls import CONTROLS
+from benchmarks.run.cells import Request, expand
 from benchmarks.suites import forms
 from benchmarks.suites import load as suites
 from benchmarks.suites.forms import ClipSuite
@@ -67,11 +68,27 @@ def test_the_default_comparison_is_the_papers_with_every_control_and_ablation(na
     options = suites.options(suites.load(name), "default")
     assert options["merge"] == ["task-arithmetic", "ties"]
     assert options["bits"] == [4, 3]
-    assert options["samples"] == 256
+    assert options["samples"] == [256]
     assert set(options["controls"]) == set(CONTROLS)
     assert {"rtn", "gptq", "awq", "epmq", "epmq-rtn", "epmq-awq", "epmq-features"} <= set(options["method"])
     assert {"epmq-no-anchor", "epmq-features-no-anchor"} <= set(options["method"])
-    assert len(expand(Request(**options))) == 51
+    assert len(expand(Request(**options))) == 62
+
+
+@pytest.mark.parametrize("name", suites.names())
+def test_every_comparison_can_be_asked_for(name: str) -> None:
+    suite = suites.load(name)
+    cells = {each: expand(Request(**suites.options(suite, each))) for each in suite.comparisons}
+    assert {"default", "regression", "curve", "grids"} <= cells.keys()
+    assert {cell.spec.symmetric for cell in cells["grids"] if cell.spec} == {True}
+    assert len({cell.samples for cell in cells["curve"] if cell.samples}) > 4
+
+
+def test_a_comparison_that_sets_no_axis_is_refused() -> None:
+    suite = suites.load("micro-clip-8")
+    odd = suite.comparisons["default"].model_copy(update={"axes": {"anchors": 0.1}})
+    with pytest.raises(UserError, match="comparison 'odd' sets 'anchors', which is no axis"):
+        suites.options(suite.model_copy(update={"comparisons": {"odd": odd}}), "odd")
 
 
 @pytest.mark.parametrize("name", CLIP)

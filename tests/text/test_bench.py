@@ -43,7 +43,7 @@ def few(**changes: Any) -> Request:
         "target": ["merged"],
         "bits": [3],
         "controls": [],
-        "samples": 6,
+        "samples": [6],
     }
     return Request(**{**asked, **changes})
 
