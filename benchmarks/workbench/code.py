@@ -64,7 +64,6 @@ def meaning(file: Path) -> str:
     """A module's text without comments, docstrings and layout."""
     tree = ast.parse(file.read_text("utf-8"))
     for node in ast.walk(tree):
-        for node in ast.walk(tree):
         if not isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             continue
         if ast.get_docstring(node, clean=False) is not None:
