@@ -1,6 +1,7 @@
 """Fills the pages with what records and code say: ``python -m docs.tools.fill`` (``--check`` only compares).
 
-In README.md and docs/*.md, comments that no reader sees hold queries (see docs/tools/records.py):
+In README.md, docs/*.md and the embedded suites' README.md, comments that no reader sees hold queries (see
+docs/tools/records.py):
 
     <!--= QUERY-->68.3<!--/-->                a number inside a sentence; never at the start of a line
     <!--? QUERY > QUERY-->                    what a sentence states; also ``<``, or a number on the right
@@ -30,8 +31,9 @@ LINE_START = re.compile(r"^\s*(?:[-*+]\s+|\d+\.\s+|>\s*)*<!--[=?]", re.MULTILINE
 
 
 def pages() -> list[Path]:
-    """Every page with numbers: README.md and those of docs."""
-    return [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+    """Every page with numbers: README.md, those of docs, and the cards of the embedded suites."""
+    cards = sorted((ROOT / "benchmarks" / "embedded").glob("*/README.md"))
+    return [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *cards]
 
 
 def filled(page: str) -> str:

@@ -8,9 +8,12 @@ A query is a line of words; its first names the source:
     micro-clip-8 ties/gptq/4 vs_gptq unsigned          a difference without its sign, which must be plus
     paper b32-8-ta-w4 epmq_value                       what results/paper/headline.json says of the paper
     bounds count                                       how many results results/paper/bounds.json holds
-    code results.analysis.stats:RESAMPLES              a constant of the code
+    json results/committed/FILE.json 0.distance        an entry of any committed file, as it is; or, with
+    json results/committed/FILE.json 0.share percent   a word behind it, a fraction in percent
+    code results.tables.columns:STARS.0                a constant of the code
 
-A row is MERGE/METHOD/BITS, with ``none`` for no merge and ``full`` for full precision.
+A row is MERGE/METHOD/BITS, with ``none`` for no merge and ``full`` for full precision; where a table names
+settings behind a method, ``gptq*group_size=128*`` is how to ask for it.
 """
 
 from __future__ import annotations
@@ -29,7 +32,7 @@ ROOT = Path(__file__).parents[2]
 RUNS = ROOT / "results" / "committed" / "runs"
 PAPER = ROOT / "results" / "paper"
 SIGNED = ("vs_gptq",)  # columns that are differences: their sign is always written
-PLAIN = ("bits_per_weight",)  # columns that are no fractions
+PLAIN = ("bits", "packed", "seconds", "peak_memory", "seed", "vs_gptq_p")  # columns that are no fractions
 EXTREMES: dict[str, Callable[[Sequence[float]], float]] = {"max": max, "min": min}
 
 
@@ -44,6 +47,8 @@ def value(query: str) -> float:
         return float(_field(_headline(words[0]), words[1], query))
     if source == "bounds" and words == ["count"]:
         return len(_json(PAPER / "bounds.json")["entries"])
+    if source == "json" and len(words) in (2, 3):
+        return _entry(words[0], words[1], query) * (100 if words[2:] == ["percent"] else 1)
     if source == "code" and len(words) == 1:
         return _constant(words[0])
     return _of_table(source, words, query)
@@ -53,10 +58,12 @@ def text(query: str) -> str:
     """The number as it is written: one decimal, differences with their sign, the paper's digits as given."""
     source, *words = query.split()
     number = value(query)
+    if words[-1] == "percent":
+        return f"{number:.1f}"
     if source not in tables():
         return f"{number:g}"
-    if words[-1] in PLAIN:
-        return f"{number:.2f}"
+    if words[-1].startswith(PLAIN):
+        return f"{number:.3g}"
     if words[-1] == "unsigned":
         if number < 0:
             raise UserError(f"{query!r} is {number:+.1f}, so that it needs its sign; correct the sentence")
@@ -79,7 +86,20 @@ def rows(suite: str, pattern: str) -> list[dict[str, Any]]:
 
 def name(row: dict[str, Any]) -> str:
     """MERGE/METHOD/BITS of a row."""
-    return f"{row['merge'] or 'none'}/{row['method']}/{row['bits'] or 'full'}"
+    method = f"{row['method']} ({row['settings']})" if row["settings"] else row["method"]
+    return f"{row['merge'] or 'none'}/{method}/{row['bits'] or 'full'}"
+
+
+def task_fields(row: dict[str, Any]) -> list[str]:
+    """The fields of a row that are scores of a task: those between the size and the average."""
+    fields = list(row)
+    return fields[fields.index("bits_per_weight") + 1 : fields.index("average")]
+
+
+def task_name(field: str) -> str:
+    """The task of a field METRIC_TASK, with its metric where that is not accuracy."""
+    metric, _, task = field.partition("_")
+    return task if metric == "accuracy" else f"{task} ({metric})"
 
 
 def _of_table(suite: str, words: list[str], query: str) -> float:
@@ -95,15 +115,16 @@ def _of_table(suite: str, words: list[str], query: str) -> float:
         case [left, "-", right, field]:
             return _of_table(suite, [left, field], query) - _of_table(suite, [right, field], query)
         case [row, field]:
-            return float(_field(_one(suite, row), field, query)) * _scale(field)
+            return float(_field(one(suite, row), field, query)) * _scale(field)
     raise UserError(f"{query!r} is no query; see the docstring of docs/tools/records.py")
 
 
 def _scale(field: str) -> float:
-    return 1.0 if field in PLAIN else 100.0
+    return 1.0 if field.startswith(PLAIN) else 100.0
 
 
-def _one(suite: str, pattern: str) -> dict[str, Any]:
+def one(suite: str, pattern: str) -> dict[str, Any]:
+    """The only row of a committed table that has this name; raises UserError for none or several."""
     found = rows(suite, pattern)
     if len(found) != 1:
         raise UserError(f"{len(found)} rows of {suite} are called {pattern!r}; name one, see its table.md")
@@ -127,12 +148,28 @@ def _headline(name: str) -> dict[str, Any]:
     return headlines()[name]
 
 
+def _entry(path: str, place: str, query: str) -> float:
+    file = ROOT / path
+    if not file.resolve().is_relative_to(ROOT) or not file.is_file():
+        raise UserError(f"{query!r}: there is no file {path}")
+    found = _json(file)
+    try:
+        return float(_within(found, place))
+    except (LookupError, TypeError, ValueError) as error:
+        raise UserError(f"{query!r}: {path} has no number at {place}") from error
+
+
+def _within(found: Any, place: str) -> Any:
+    for part in place.split("."):
+        found = found[int(part)] if isinstance(found, list | tuple) else found[part]
+    return found
+
+
 def _constant(where: str) -> float:
     module, _, path = where.partition(":")
-    found: Any = importlib.import_module(module)
-    for part in path.split("."):
-        found = found[int(part)] if part.isdigit() else getattr(found, part)
-    return float(found)
+    attribute, _, place = path.partition(".")
+    found = getattr(importlib.import_module(module), attribute)
+    return float(_within(found, place) if place else found)
 
 
 @cache

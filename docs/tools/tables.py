@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 
 from tabulate import tabulate
 
-from docs.tools.records import RUNS, headlines
+from docs.tools.records import RUNS, headlines, one, task_fields, task_name
 from docs.tools.records import tables as committed
 from epmq.errors import UserError
 
@@ -20,7 +20,8 @@ def table(words: Sequence[str]) -> str:
     """The Markdown table that ``words`` ask for.
 
     Either ``SUITE PATTERN ... : COLUMN, COLUMN, ...`` (rows MERGE/METHOD/BITS and columns of the committed
-    table, in its order), or ``paper``, or ``plan SUITE SUITE ...``.
+    table, in its order), or ``tasks SUITE ROW=HEADING ...`` (a line for each task and their average), or
+    ``paper``, or ``plan SUITE SUITE ...``.
 
     Raises:
         UserError: there is no such table, row or column.
@@ -30,6 +31,8 @@ def table(words: Sequence[str]) -> str:
         return _headline()
     if kind == "plan":
         return _plans(rest)
+    if kind == "tasks":
+        return _tasks(rest[0], [word.partition("=")[::2] for word in rest[1:]])
     if kind not in committed():
         raise UserError(f"no committed run is called {kind!r}; known: {', '.join(committed())}")
     line = " ".join(rest)
@@ -53,6 +56,15 @@ def _rows(suite: str, patterns: Sequence[str], columns: Sequence[str]) -> str:
 def _name(heading: Sequence[str], row: Sequence[str]) -> str:
     merge, method, bits = (row[heading.index(column)] for column in ("merge", "method", "bits"))
     return f"{merge or 'none'}/{method}/{bits}"
+
+
+def _tasks(suite: str, asked: Sequence[tuple[str, str]]) -> str:
+    """A line for each task; in a heading, ``_`` stands for a space."""
+    found = [one(suite, row) for row, _ in asked]
+    lines = [[task_name(f), *(f"{100 * row[f]:.1f}" for row in found)] for f in task_fields(found[0])]
+    average = ["average", *(f"{100 * row['average']:.1f}" for row in found)]
+    heading = ["task", *((heading or row).replace("_", " ") for row, heading in asked)]
+    return _markdown(heading, [*lines, average])
 
 
 def _headline() -> str:

@@ -168,3 +168,20 @@ def test_a_statement_that_is_no_longer_true_is_told_with_its_numbers() -> None:
     assert not list(fill.untrue(f"Above.<!--? {experts} > {merged}--><!--? {merged} < 100-->"))
     (said,) = fill.untrue(f"Below.<!--? {experts} < {merged}-->")
     assert f"{value(experts):.2f} and {value(merged):.2f}" in said
+
+
+def test_a_table_of_tasks_holds_every_task_and_the_average() -> None:
+    lines = table(f"tasks {MICRO} none/experts/full=the_experts".split()).splitlines()
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    assert cells[0] == ["task", "the experts"]
+    assert cells[-1] == ["average", text(f"{MICRO} none/experts/full average")]
+    assert ["mnist", text(f"{MICRO} none/experts/full accuracy_mnist")] in cells
+
+
+def test_entries_of_committed_files_are_read_as_they_are() -> None:
+    log = "benchmarks/embedded/micro_clip_8/models/logs/mnist.json"
+    assert text(f"json {log} 0.step") == "80"
+    assert text(f"json {log} 0.held_out percent") == f"{100 * value(f'json {log} 0.held_out'):.1f}"
+    for missing in (f"json {log} 0.nothing", "json results/nothing.json 0", "json ../outside.json 0"):
+        with pytest.raises(UserError):
+            text(missing)
