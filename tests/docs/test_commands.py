@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
+import argparse
 import ast
+import contextlib
+import io
+import json
+from fnmatch import filter as matching
 from pathlib import Path
 
 import pytest
 
-import baselines
-from baselines.recipes import familiar
-from benchmarks.run.cells import CONTROLS
-from benchmarks.suites import load as suites
+from benchmarks.cli.main import main
 from docs.tools.commands import commands as parsed_commands
 from docs.tools.commands import parser, reference
 from epmq.errors import UserError
-from epmq.merge import known
 from tests.fixtures.pages import PAGES, ROOT, blocks, commands
 
-METHODS = {*baselines.names(), *familiar()}
+
+def listed() -> dict[str, set[str]]:
+    """What ``epmq list`` names: suites, merges, methods and controls."""
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        assert main(["list", "--json"]) == 0
+    return {kind: {row["name"] for row in rows} for kind, rows in json.loads(printed.getvalue()).items()}
+
+
+KNOWN = listed()
+METHODS = KNOWN["methods"]
 PLACEHOLDERS = {"DIR", "FILE", "ID", "NAME", "SUITE", "N", "PATH.json", "TASK.json"}
 
 
@@ -71,7 +81,7 @@ def wrong(words: list[str], whole: bool, methods: set[str]) -> str:
 
 
 def wrong_epmq(words: list[str], whole: bool, methods: set[str]) -> str:
-    if "--help" in words or (len(words) == 1 and not whole) or words == ["COMMAND"]:
+    if "--help" in words or (len(words) == 1 and not whole):
         there = {command.prog.split()[1] for command, _ in parsed_commands(parser())} | {"COMMAND", "--help"}
         return "" if words[0] in there else f"no command {words[0]}"
     try:
@@ -80,18 +90,20 @@ def wrong_epmq(words: list[str], whole: bool, methods: set[str]) -> str:
         if not whole and "arguments are required" in str(error):
             return ""
         raise
-    return "; ".join(
-        f"{what} {lost}"
-        for what, given, there in (
-            ("suite", [getattr(options, "suite", None)], {*suites.names(), "lm"}),
-            ("merge", getattr(options, "merge", None), set(known())),
-            ("control", getattr(options, "controls", None), set(CONTROLS)),
-            ("method", getattr(options, "method", None), methods | set(CONTROLS)),
-            ("golden", [str(getattr(options, "golden", None) or "DIR")], {"results/committed/golden"}),
-        )
-        for lost in given or []
-        if lost and lost not in there | PLACEHOLDERS and not any(Path(n).match(lost) for n in there)
-    )
+    return "; ".join(f"no {name}" for name in unknown(options, methods) if name not in PLACEHOLDERS)
+
+
+def unknown(options: argparse.Namespace, methods: set[str]) -> list[str]:
+    """Names and patterns of a command that name nothing."""
+    given = {name: value for name, value in vars(options).items() if value}
+    asked = [
+        ([given["suite"]] if "suite" in given else [], KNOWN["suites"]),
+        (given.get("merge", []), KNOWN["merges"]),
+        (given.get("controls", []), KNOWN["controls"]),
+        (given.get("method", []), methods | KNOWN["controls"]),
+        ([str(given.get("golden", "DIR"))], {"results/committed/golden"}),
+    ]
+    return [name for names, there in asked for name in names if not matching(there, name)]
 
 
 @pytest.mark.parametrize("path", PAGES, ids=name)
@@ -138,4 +150,4 @@ def test_every_command_and_option_has_its_place_in_the_reference() -> None:
 
 def test_every_suite_is_named_on_a_page() -> None:
     pages = "\n".join(path.read_text("utf-8") for path in PAGES)
-    assert not [suite for suite in suites.names() if f"`{suite}`" not in pages]
+    assert not [suite for suite in KNOWN["suites"] - {"lm"} if f"`{suite}`" not in pages]
