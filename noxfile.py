@@ -15,7 +15,7 @@ nox.options.sessions = ["tests", "lint"]
 QUICKSTART = Path("runs") / "quickstart"
 REHEARSAL = Path("runs") / "rehearsal"
 GOLDEN = Path("results") / "committed" / "golden"
-SOURCES = ["epmq", "baselines", "benchmarks", "results", "tests", "noxfile.py"]
+SOURCES = ["epmq", "baselines", "benchmarks", "results", "docs", "tests", "noxfile.py"]
 OFFLINE = {
     "HF_HUB_OFFLINE": "1",
     "HF_DATASETS_OFFLINE": "1",
@@ -61,6 +61,15 @@ def lint(session: nox.Session) -> None:
     session.run("ruff", "check", *SOURCES)
     session.run("ruff", "format", "--check", *SOURCES)
     session.run("mypy")
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """Check the pages against records and code, and build the site (`-- serve` shows it while editing)."""
+    install(session, "docs")
+    session.run("python", "-m", "docs.tools.fill", "--check")
+    session.env["NO_MKDOCS_2_WARNING"] = "1"  # an advertisement of the theme's makers
+    session.run("mkdocs", *(session.posargs or ["build"]), "--strict")
 
 
 @nox.session

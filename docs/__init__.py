@@ -1,0 +1,1 @@
+"""Documentation: pages, and the tools that fill and build them."""
