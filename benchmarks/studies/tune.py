@@ -100,7 +100,8 @@ class Search:
 
     def mean(self, calibration: Calibration) -> float:
         """The distance of a setting that was tried, in the mean over merges."""
-        return sum(float(self._found(merge, calibration)["distance"]) for merge in MERGES) / len(MERGES)  # type: ignore[index]
+        found = [self._found(merge, calibration) for merge in MERGES]
+        return sum(float(row["distance"]) for row in found if row is not None) / len(MERGES)
 
     def _found(self, merge: str, calibration: Calibration) -> dict[str, Any] | None:
         wanted = {"merge": merge, "bits": self.bits, **asdict(calibration)}
