@@ -24,7 +24,7 @@ from benchmarks.suites.forms import Suite, TaskSpec
 from benchmarks.suites.load import fingerprint
 from benchmarks.workbench.machine import Machine
 from benchmarks.workbench.merged import MergedWeights
-from epmq.merge import known
+from epmq.merging import known
 from epmq.models.tower import Tower
 from epmq.walk import Batches
 from results.store.samples import spearman
