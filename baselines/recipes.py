@@ -11,10 +11,8 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from baselines.registry import names
-from epmq.calibration import Calibration, Target
+from epmq.calibration import IRRELEVANT, Calibration, Target
 from epmq.errors import UserError, nearest
-
-IRRELEVANT = {"merged": ("mixing", "anchor", "anchor_scale"), "expert": ("damping",)}
 
 
 @dataclass(frozen=True)

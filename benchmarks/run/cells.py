@@ -11,13 +11,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-import torch
-
 from baselines.recipes import FAMILIAR, Recipe, resolve
 from epmq.calibration import Calibration, Target
 from epmq.errors import UserError, choose
 from epmq.layer.spec import QuantSpec
-from epmq.merge import known
+from epmq.merging import known
 
 CONTROLS = {
     "zero-shot": "the base model",
@@ -198,6 +196,8 @@ def _options(request: Request, merge: str) -> dict[str, Any]:
     """The merge's options: what the command set, the method's own defaults for the rest."""
     if merge not in known():
         return {}
+    import torch  # here, for listing the controls does not wait for it
+
     parameters = inspect.signature(known()[merge]).parameters
     options = {
         name: request.merge_options.get(name, p.default)
