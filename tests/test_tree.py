@@ -58,7 +58,14 @@ def imported(source: str) -> set[str]:
 
 
 WINGS = {  # of each package from the bottom up; those of one line do not know each other
-    "epmq": [["errors"], ["plugins"], ["layer", "models"], ["calibration", "checkpoints", "merge"], ["walk"]],
+    "epmq": [
+        ["errors"],
+        ["plugins"],
+        ["layer", "models"],
+        ["calibration", "checkpoints", "merging"],
+        ["walk", "methods", "experts"],
+        ["quantising"],
+    ],
     "benchmarks": [
         ["suites"],
         ["sources"],
