@@ -6,6 +6,7 @@ import copy
 import inspect
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -71,12 +72,16 @@ def long_way(
     return list(walk(tower, experts, inputs, calibration, solve)), solved
 
 
+def told(report: LayerReport) -> dict[str, Any]:
+    """All that a report says but how long it took."""
+    return {name: value for name, value in asdict(report).items() if "seconds" not in name}
+
+
 def same(report: epmq.Quantised, expected: tuple[list[LayerReport], list[epmq.QuantizedWeight]]) -> bool:
     """Bit for bit: objectives, deviations, codes, scales and zero points of every layer."""
     reports, weights = expected
-    told = [(x.name, x.objective, x.quantisation_deviation, x.expert_deviation) for x in report.layers]
-    assert told == [(x.name, x.objective, x.quantisation_deviation, x.expert_deviation) for x in reports]
-    assert list(report.weights) == [x.name for x in reports]
+    assert [told(layer) for layer in report.layers] == [told(layer) for layer in reports]
+    assert list(report.weights) == [layer.name for layer in reports]
     return all(
         torch.equal(getattr(ours, part), getattr(theirs, part))
         for ours, theirs in zip(report.weights.values(), weights, strict=True)
@@ -261,10 +266,6 @@ Change = Callable[[dict[str, Any]], Any]
             "calibration axis 'ankor' is unknown; did you mean 'an",
         ),
         (lambda a: a.update(calibration={"anchor": -1.0}), "anchor -1.0 is out of range"),
-        (
-            lambda a: a.update(calibration={"damping": 0.5}),
-            r"damping 0.5 changes nothing in 'epmq' \(target ex",
-        ),
         (lambda a: a.update(calibration={"target": "merged"}), "target 'merged' changes nothing in 'epmq'"),
         (lambda a: a.update(calibration={"mixing": 0.5}), "mixing 0.5 changes nothing in 'epmq'"),
         (lambda a: a.update(calibration=Calibration()), "method 'epmq' has a calibration of its own"),
