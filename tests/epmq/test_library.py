@@ -18,7 +18,6 @@ from transformers import BertConfig, BertModel, CLIPVisionModelWithProjection
 
 import baselines
 import epmq
-from baselines.recipes import familiar
 from epmq.calibration import Calibration
 from epmq.models import causal_lm, open_clip_vision, t5, transformers_vision
 from epmq.models.tower import Tower
@@ -29,7 +28,7 @@ from tests.fixtures.tiny_clip import State
 ROOT = Path(__file__).parents[2]
 TASKS = ("fruit", "birds")
 SPEC = epmq.QuantSpec(bits=3, group_size=8)
-FEATURES = familiar()["epmq-features"].calibration({})
+FEATURES = Calibration(target="expert", mixing=0.75)  # what epmq-features stands for
 
 
 def images(count: int, seed: int = 3) -> Tensor:
