@@ -6,21 +6,21 @@ with H = E[x x^T]; scoring with the problem's own Hessian serves both targets.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from functools import cache
+from typing import TYPE_CHECKING, Any
 
-import numba
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from baselines.registry import baseline
-from epmq.layer.grid import by_group, fit_grid
-from epmq.layer.problem import LayerProblem
-from epmq.layer.spec import QuantSpec
-from epmq.layer.threads import over_rows
-from epmq.layer.weight import QuantizedWeight
+
+if TYPE_CHECKING:  # what needs torch or numba is imported when a layer is rounded
+    from torch import Tensor
+
+    from epmq.layer.problem import LayerProblem
+    from epmq.layer.spec import QuantSpec
+    from epmq.layer.weight import QuantizedWeight
 
 Array = NDArray[Any]
 SCALE_STEPS = 20  # exponents 0, 1/20, ..., 19/20, as the AWQ code searches
@@ -37,7 +37,6 @@ def _input_scales(problem: LayerProblem) -> Iterator[Tensor]:
         yield scale.half().to(activation)
 
 
-@numba.njit(nogil=True, cache=True, error_model="numpy", fastmath={"reassoc"})  # type: ignore[untyped-decorator]
 def _least_error(
     start: int,
     stop: int,
@@ -67,8 +66,24 @@ def _least_error(
                     best[row, group] = trial
 
 
+@cache
+def _compiled() -> Callable[..., None]:
+    import numba
+
+    kernel: Callable[..., None] = numba.njit(
+        nogil=True, cache=True, error_model="numpy", fastmath={"reassoc"}
+    )(_least_error)
+    return kernel
+
+
 def _searched(problem: LayerProblem, spec: QuantSpec, input_scale: Tensor) -> QuantizedWeight:
     """The best clipped grid of every group for one set of input scales, by the diagonal of the objective."""
+    import torch
+
+    from epmq.layer.grid import by_group, fit_grid
+    from epmq.layer.threads import over_rows
+    from epmq.layer.weight import QuantizedWeight
+
     weight = problem.centre * input_scale
     fitted_on = problem.reference * input_scale if spec.fit_scales_on == "merged" else weight
     importance = by_group((problem.hessian.diagonal() / input_scale**2)[None], spec)[0]
@@ -77,13 +92,18 @@ def _searched(problem: LayerProblem, spec: QuantSpec, input_scale: Tensor) -> Qu
     best = torch.zeros(scale.shape[1:], dtype=torch.int64)
     arrays = (t.cpu().contiguous().numpy() for t in (by_group(weight, spec), importance, scale, zero))
     work = 4 * CLIP_STEPS * weight.numel()
-    over_rows(_least_error, len(weight), work, *arrays, float(spec.max_code), best.numpy())
+    over_rows(_compiled(), len(weight), work, *arrays, float(spec.max_code), best.numpy())
     scale, zero = (t.gather(0, best.to(t.device)[None])[0] for t in (scale, zero))
     return QuantizedWeight.nearest(weight, scale, zero, spec, input_scale)
 
 
 def _plain(problem: LayerProblem, spec: QuantSpec) -> QuantizedWeight:
     """Min-max rounding with unit input scales, so that the search never does worse than RTN."""
+    import torch
+
+    from epmq.layer.grid import by_group, fit_grid
+    from epmq.layer.weight import QuantizedWeight
+
     ones = torch.ones_like(problem.hessian.diagonal())
     fitted_on = problem.reference if spec.fit_scales_on == "merged" else problem.centre
     return QuantizedWeight.nearest(problem.centre, *fit_grid(by_group(fitted_on, spec), spec), spec, ones)

@@ -19,11 +19,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from baselines.registry import Rounding, get
+from baselines.registry import get
 from epmq.layer.grid import by_group, decode
 from epmq.layer.problem import LayerProblem
 from epmq.layer.spec import QuantSpec
 from epmq.layer.weight import QuantizedWeight
+from epmq.methods import Rounding
 
 Check = Callable[[Rounding, LayerProblem, QuantSpec], None]
 CONTAINER_BYTES = 512  # the safetensors header of a packed weight

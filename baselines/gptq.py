@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from baselines.registry import baseline
-from epmq.layer import gptq as core
-from epmq.layer.problem import LayerProblem
-from epmq.layer.spec import QuantSpec
-from epmq.layer.weight import QuantizedWeight
+
+if TYPE_CHECKING:  # what needs torch is imported when a layer is rounded
+    from epmq.layer.problem import LayerProblem
+    from epmq.layer.spec import QuantSpec
+    from epmq.layer.weight import QuantizedWeight
 
 
 @baseline(
@@ -16,4 +19,6 @@ from epmq.layer.weight import QuantizedWeight
 )
 def gptq(problem: LayerProblem, spec: QuantSpec) -> QuantizedWeight:
     """The column loop of :func:`epmq.layer.gptq.gptq`."""
+    from epmq.layer import gptq as core
+
     return core.gptq(problem, spec)

@@ -12,11 +12,8 @@ from fnmatch import fnmatchcase
 from typing import Any, Literal
 
 from baselines.registry import names
-from epmq.calibration import Calibration, Target
+from epmq.calibration import IRRELEVANT, Calibration, Target
 from epmq.errors import UserError, nearest
-
-IRRELEVANT = {"merged": ("mixing", "anchor", "anchor_scale", "teacher"), "expert": ()}
-
 
 Reading = Literal["weights", "features"]
 EPMQ = "arXiv:2605.16882"

@@ -3,6 +3,7 @@
     @baseline("my-method", reference="arXiv:...", summary="...")
     def my_method(problem: LayerProblem, spec: QuantSpec) -> QuantizedWeight: ...
 
+A module imports torch and numba inside its functions, so that listing the methods does not wait for them.
 Modules in this folder are found by themselves; an installed package joins through the entry-point group
 ``epmq.baselines`` (its value names a module that uses the decorator).
 """
@@ -15,15 +16,19 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cache
+from typing import TYPE_CHECKING
 
 from epmq import plugins
 from epmq.errors import UserError, choose
-from epmq.layer.problem import LayerProblem
-from epmq.layer.spec import QuantSpec
-from epmq.layer.weight import QuantizedWeight
+from epmq.methods import Rounding
 
-Rounding = Callable[[LayerProblem, QuantSpec], QuantizedWeight]
+if TYPE_CHECKING:
+    from epmq.layer.problem import LayerProblem
+    from epmq.layer.spec import QuantSpec
+    from epmq.layer.weight import QuantizedWeight
+
 ENTRY_POINT_GROUP = "epmq.baselines"
+NO_METHODS = ("contract", "named", "recipes", "registry")  # the other modules of this folder
 
 
 @dataclass(frozen=True)
@@ -61,7 +66,7 @@ def baseline(name: str, *, reference: str, summary: str) -> Callable[[Rounding],
 @cache
 def _discover() -> None:
     package = importlib.import_module("baselines")
-    for module in sorted(m.name for m in pkgutil.iter_modules(package.__path__)):
+    for module in sorted({m.name for m in pkgutil.iter_modules(package.__path__)} - set(NO_METHODS)):
         importlib.import_module(f"baselines.{module}")
     plugins.load(ENTRY_POINT_GROUP)
 

@@ -13,6 +13,10 @@ if TYPE_CHECKING:  # the command line describes these axes without waiting for t
 
 Target = Literal["merged", "expert"]
 Source = Literal["merged", "quantised", "expert"]
+IRRELEVANT = {  # axes that change no number of a target
+    "merged": ("mixing", "anchor", "anchor_scale", "teacher"),
+    "expert": (),
+}
 
 
 @dataclass(frozen=True)

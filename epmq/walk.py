@@ -21,7 +21,7 @@ from epmq.gather import Batches, Counts, Gathered, Stream, gather_task, has_bias
 from epmq.layer.moments import Deviations, Moments
 from epmq.layer.problem import LayerProblem
 from epmq.layer.weight import QuantizedWeight
-from epmq.merge import Checkpoint
+from epmq.merging import Checkpoint
 from epmq.models.layers import group_name, layer_groups
 from epmq.models.tower import SharedInput, Tower
 

@@ -62,9 +62,10 @@ WINGS = {  # of each package from the bottom up; those of one line do not know e
         ["errors"],
         ["plugins"],
         ["layer", "models"],
-        ["calibration", "checkpoints", "merge"],
-        ["gather"],
+        ["calibration", "checkpoints", "merging"],
+        ["gather", "methods", "experts"],
         ["walk"],
+        ["quantising"],
     ],
     "benchmarks": [
         ["suites"],

@@ -54,7 +54,7 @@ def _list(options: argparse.Namespace) -> int:
     import baselines
     from baselines.controls import CONTROLS
     from baselines.recipes import familiar
-    from epmq.merge import known
+    from epmq.merging import known
 
     roundings = [baselines.get(name) for name in baselines.names()]
     methods = [{"name": r.name, "summary": r.summary, "reference": r.reference} for r in roundings]

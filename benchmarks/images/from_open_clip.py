@@ -11,8 +11,8 @@ from torch import Tensor
 
 from benchmarks.images.preprocess import of_open_clip
 from benchmarks.images.zero_shot import Base, Encode
-from benchmarks.sources.weights import merged_tensors
 from epmq.errors import UserError
+from epmq.experts import merged_tensors
 from epmq.models.open_clip_vision import tower as vision_tower
 
 

@@ -15,9 +15,10 @@ from transformers import (
 
 from benchmarks.images.preprocess import Which, of_transformers
 from benchmarks.images.zero_shot import Base, Encode
-from benchmarks.sources.weights import configured, merged_tensors
+from benchmarks.sources.weights import configured
 from epmq.checkpoints.lazy import LazyCheckpoint
 from epmq.errors import UserError
+from epmq.experts import merged_tensors
 from epmq.models.transformers_vision import tower as vision_tower
 
 

@@ -14,10 +14,11 @@ from benchmarks.images.preprocess import Preprocess
 from benchmarks.images.zero_shot import Base, Encode, zero_shot_head
 from benchmarks.sources.fetch import Fetched, Sources
 from benchmarks.sources.resolve import model_files
-from benchmarks.sources.weights import merged_tensors, readable
+from benchmarks.sources.weights import readable
 from benchmarks.suites.forms import ClipSuite, ImageTask
 from benchmarks.workbench.base import Models
 from epmq.checkpoints.lazy import LazyCheckpoint, check_expert, check_finite
+from epmq.experts import merged_tensors
 
 BASE_FILE = "open_clip_model.safetensors"
 EXPERT_FILE = "model.safetensors"

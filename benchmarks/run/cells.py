@@ -14,7 +14,7 @@ from baselines.recipes import Recipe, resolve
 from epmq.calibration import Calibration, Target
 from epmq.errors import UserError, choose
 from epmq.layer.spec import QuantSpec
-from epmq.merge import known, options_of
+from epmq.merging import known, options_of
 
 DECODERS = {  # what calibration reads besides the prompts, in text suites
     "targets": "teacher-forced: the sample's own target (needs its label)",

@@ -9,10 +9,9 @@ from typing import Any
 from transformers import AutoConfig, AutoTokenizer
 
 from benchmarks.sources import cache
-from epmq.checkpoints.lazy import PICKLES, LazyCheckpoint, prefix_of, weights_file
+from epmq.checkpoints.lazy import PICKLES, weights_file
 from epmq.checkpoints.pickled import converted
 from epmq.errors import UserError
-from epmq.models.tower import Tower
 
 
 def readable(folder: Path, names: Collection[str]) -> Path:
@@ -23,20 +22,6 @@ def readable(folder: Path, names: Collection[str]) -> Path:
     """
     path = weights_file(folder, names)
     return converted(path, cache.folder("converted")) if path.suffix in PICKLES else path
-
-
-def merged_tensors(weights: Path, tower: Tower, where: str) -> LazyCheckpoint:
-    """The tensors of ``tower`` that are merged, wherever in a checkpoint they are.
-
-    Copies of tied tensors, which older files hold, are left out.
-
-    Raises:
-        UserError: the checkpoint is damaged or holds no such tower.
-    """
-    wanted = tower.merged_parameters()
-    prefix = prefix_of(LazyCheckpoint(weights), wanted, where)
-    copies = (name for names in tower.tied.values() for name in names)
-    return LazyCheckpoint(weights, prefix, without={*tower.shared, *copies})
 
 
 def configured(folder: Path) -> tuple[Any, Any]:

@@ -32,7 +32,7 @@ from benchmarks.workbench.base import Bench
 from epmq.calibration import Calibration
 from epmq.gather import Batches
 from epmq.layer.spec import QuantSpec
-from epmq.merge import options_of
+from epmq.merging import options_of
 from epmq.models.tower import Tower
 from epmq.walk import walk
 

@@ -14,12 +14,13 @@ from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from benchmarks.sources.fetch import Fetched, Sources
 from benchmarks.sources.resolve import model_files
-from benchmarks.sources.weights import configured, merged_tensors, readable
+from benchmarks.sources.weights import configured, readable
 from benchmarks.suites.forms import TextSuite
 from benchmarks.workbench.base import Models
 from epmq.checkpoints.lazy import LazyCheckpoint, check_expert, check_finite
 from epmq.checkpoints.lora import CONFIG, lora_merged
 from epmq.errors import UserError
+from epmq.experts import merged_tensors
 from epmq.models import causal_lm, t5
 from epmq.models.tower import Tower
 

@@ -25,7 +25,7 @@ from benchmarks.suites.load import fingerprint
 from benchmarks.workbench.machine import Machine
 from benchmarks.workbench.merged import MergedWeights
 from epmq.gather import Batches
-from epmq.merge import known
+from epmq.merging import known
 from epmq.models.tower import Tower
 from results.store.samples import spearman
 

@@ -14,7 +14,12 @@ from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-MERGING = ("epmq/merge.py", "epmq/checkpoints", "epmq/models")  # what merged weights depend on
+MERGING = (
+    "epmq/merging.py",
+    "epmq/checkpoints",
+    "epmq/experts.py",
+    "epmq/models",
+)  # what merged weights depend on
 COMPUTING = (  # what a cell depends on besides its rounding: files, and folders with all that is in them
     *MERGING,
     "epmq/calibration.py",

@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 
 from benchmarks.workbench import code
 from epmq.checkpoints.lazy import LazyCheckpoint
-from epmq.merge import known
+from epmq.merging import known
 from epmq.models.tower import Tower
 
 

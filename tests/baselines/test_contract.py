@@ -12,10 +12,10 @@ import torch
 
 import baselines
 from baselines.contract import CHECKS, SPECS, check, realistic_problem
-from baselines.registry import Rounding
 from epmq.layer.problem import LayerProblem
 from epmq.layer.spec import QuantSpec
 from epmq.layer.weight import QuantizedWeight
+from epmq.methods import Rounding
 
 
 @pytest.mark.keeps_rng

@@ -18,7 +18,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, T5Config, T5ForCondition
 from epmq.checkpoints.lazy import LazyCheckpoint, check_expert
 from epmq.checkpoints.lora import CONFIG, PICKLED, PREFIX, SAFE, lora_merged
 from epmq.errors import UserError
-from epmq.merge import merge
+from epmq.merging import merge
 
 State = dict[str, Tensor]
 RANK, ALPHA = 3, 5

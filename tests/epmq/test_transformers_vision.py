@@ -17,7 +17,7 @@ from epmq.calibration import Calibration
 from epmq.errors import UserError
 from epmq.layer.spec import QuantSpec
 from epmq.layer.weight import QuantizedWeight
-from epmq.merge import merge
+from epmq.merging import merge
 from epmq.models.open_clip_vision import tower as open_clip_tower
 from epmq.models.transformers_vision import GROUPS, PROJECTION, tower
 from epmq.walk import centre, walk

@@ -19,7 +19,7 @@ from epmq.errors import UserError
 from epmq.layer.problem import LayerProblem
 from epmq.layer.spec import QuantSpec
 from epmq.layer.weight import QuantizedWeight
-from epmq.merge import merge
+from epmq.merging import merge
 from epmq.models.tower import Tower
 from epmq.walk import LayerReport, Solver, centre, walk
 from tests.fixtures.tiny_suite import TinyVisual

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from epmq.checkpoints.lazy import LazyCheckpoint, prefix_of
-from epmq.merge import merge
+from epmq.merging import merge
 
 CONFIG = CLIPVisionConfig(
     hidden_size=32,

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from epmq.merge import merge
+from epmq.merging import merge
 from epmq.models.t5 import TIED, tower
 from tests.fixtures.tiny_t5 import experts, tiny_t5, weights
 from tests.oracles.test_fusion_bench import ALGORITHMS, theirs

@@ -23,6 +23,8 @@ TALK = {  # what the closure of a computed cell imports that does not compute it
     "epmq/errors.py": "messages",
     "epmq/plugins.py": "finds packages",
     "epmq/__init__.py": "names",
+    "epmq/methods.py": "finds methods",
+    "epmq/quantising.py": "the library's own way in",
     "baselines/registry.py": "finds roundings, each hashed with the cells that use it",
     "baselines/recipes.py": "axes, which are in the key",
     "baselines/controls.py": "passes, which are in the key",
@@ -67,9 +69,9 @@ def edit(file: Path, old: str, new: str) -> None:
     ],
 )
 def test_what_only_talks_does_not_count(copy: Path, name: str, old: str, new: str) -> None:
-    before = code.code_digest(), code.merging_digest(copy / "epmq/merge.py")
+    before = code.code_digest(), code.merging_digest(copy / "epmq/merging.py")
     edit(copy / name, old, new)
-    assert (code.code_digest(), code.merging_digest(copy / "epmq/merge.py")) == before
+    assert (code.code_digest(), code.merging_digest(copy / "epmq/merging.py")) == before
 
 
 @pytest.mark.parametrize(
@@ -99,11 +101,11 @@ def test_a_rounding_counts_for_its_own_cells_alone(copy: Path) -> None:
 
 
 def test_merged_weights_do_not_depend_on_roundings(copy: Path) -> None:
-    merge = copy / "epmq/merge.py"
+    merge = copy / "epmq/merging.py"
     before = code.merging_digest(merge)
     edit(copy / "epmq/layer/grid.py", "torch.round(weight / scale)", "torch.floor(weight / scale)")
     assert code.merging_digest(merge) == before
-    edit(copy / "epmq/merge.py", "origin.float() + scale * total", "origin.float() - scale * total")
+    edit(copy / "epmq/merging.py", "origin.float() + scale * total", "origin.float() - scale * total")
     assert code.merging_digest(merge) != before
 
 
@@ -127,7 +129,10 @@ def closure(*modules: str) -> set[str]:
 
 def test_nothing_that_a_cell_is_computed_with_is_forgotten() -> None:
     reached = closure(
-        "benchmarks/run/compute.py", "benchmarks/images/bench.py", "benchmarks/text/bench.py", "epmq/merge.py"
+        "benchmarks/run/compute.py",
+        "benchmarks/images/bench.py",
+        "benchmarks/text/bench.py",
+        "epmq/merging.py",
     )
     under = (*code.COMPUTING, *TALK)
     left = {n for n in reached if not any(n == part or n.startswith(f"{part}/") for part in under)}

@@ -28,7 +28,7 @@ from benchmarks.workbench.machine import Machine
 from epmq.calibration import Calibration
 from epmq.errors import UserError
 from epmq.layer.spec import QuantSpec
-from epmq.merge import merge
+from epmq.merging import merge
 from epmq.walk import walk
 from results.judge.verify import verify
 from results.store.folder import RunFolder

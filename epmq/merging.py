@@ -11,16 +11,16 @@ import inspect
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from epmq import plugins
 from epmq.errors import UserError, choose
 
-Checkpoint = Mapping[str, Tensor]
-Merge = Callable[..., Iterator[tuple[str, Tensor]]]
+if TYPE_CHECKING:  # listing the methods does not wait for torch
+    from torch import Tensor
+
+Checkpoint: TypeAlias = "Mapping[str, Tensor]"
+Merge: TypeAlias = "Callable[..., Iterator[tuple[str, Tensor]]]"
 MERGES: dict[str, Merge] = {}
 CHECKS: dict[str, Callable[..., None]] = {}  # of options, by merge
 ENTRY_POINT_GROUP = "epmq.merges"  # of packages that add merging methods; the value names their module
@@ -83,6 +83,8 @@ def merge(name: str, base: Checkpoint, experts: Sequence[Checkpoint], **options:
 @merge_method("simple-average")
 def simple_average(base: Checkpoint, experts: Sequence[Checkpoint]) -> Iterator[tuple[str, Tensor]]:
     """theta = (1/T) sum_t theta_t; the base is not part of the mean."""
+    import torch
+
     for name, origin in base.items():
         if not origin.is_floating_point():
             yield name, origin
@@ -98,6 +100,8 @@ def task_arithmetic(
     base: Checkpoint, experts: Sequence[Checkpoint], *, scale: float = 0.3
 ) -> Iterator[tuple[str, Tensor]]:
     """theta = theta_0 + scale * sum_t (theta_t - theta_0) (Ilharco et al. 2022, arXiv 2212.04089)."""
+    import torch
+
     for name, origin in base.items():
         if not origin.is_floating_point():
             yield name, origin
@@ -137,6 +141,8 @@ def ties(
         multiplicity: how often a tensor counts in the flattened vector when it is tied (T5's embedding is
             listed three times in a state dict: ``{"shared.weight": 3}``); 1 when absent.
     """
+    import torch
+
     _ties_options(scale=scale, keep=keep)
     counts = multiplicity or {}
     names = [name for name, tensor in base.items() if tensor.is_floating_point()]
@@ -157,6 +163,8 @@ def _trim_cut(
     base: Checkpoint, expert: Checkpoint, names: Sequence[str], keep: float, counts: Mapping[str, int]
 ) -> float:
     """The k-th smallest magnitude of one whole task vector, the only flattened vector in memory."""
+    import torch
+
     repeats = {name: counts.get(name, 1) for name in names}
     size = sum(base[name].numel() * repeat for name, repeat in repeats.items())
     flat, filled = torch.empty(size, dtype=torch.float32), 0
@@ -172,6 +180,8 @@ def _trim_cut(
 
 def _trimmed(name: str, base: Checkpoint, experts: Sequence[Checkpoint], cuts: Sequence[float]) -> Tensor:
     """One tensor of every task vector with its small entries zeroed, ``(tasks, *shape)``."""
+    import torch
+
     origin = base[name].float()
     vectors = torch.stack([expert[name].float() - origin for expert in experts])
     limits = torch.tensor(cuts, dtype=torch.float32).view(-1, *[1] * origin.dim())
@@ -185,6 +195,8 @@ def _majority_sign(
     cuts: Sequence[float],
     counts: Mapping[str, int],
 ) -> float:
+    import torch
+
     total = 0.0
     for name in names:
         sign = torch.sign(_trimmed(name, base, experts, cuts).sum(0))

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from epmq.errors import UserError
-from epmq.merge import MERGES, merge
+from epmq.merging import MERGES, merge
 
 pytestmark = pytest.mark.keeps_rng
 State = dict[str, Tensor]
