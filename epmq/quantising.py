@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from epmq.calibration import Calibration
 from epmq.checkpoints.lazy import prefix_of
-from epmq.errors import UserError, choose
+from epmq.errors import UserError
 from epmq.experts import fitting
+from epmq.gather import Batches, choose
 from epmq.layer.problem import LayerProblem
 from epmq.layer.spec import QuantSpec
 from epmq.layer.weight import QuantizedWeight
@@ -23,7 +24,7 @@ from epmq.methods import Rounding, chosen
 from epmq.models.adapters import opened
 from epmq.models.layers import layer_groups
 from epmq.models.tower import Tower
-from epmq.walk import Batches, LayerReport, walk
+from epmq.walk import LayerReport, walk
 
 
 @dataclass(frozen=True)
