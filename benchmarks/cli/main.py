@@ -1,4 +1,4 @@
-"""The command line, ``epmq COMMAND``: each ``cli_*`` module adds its commands."""
+"""The command line, ``epmq COMMAND``: each module of ``COMMANDS`` adds its own."""
 
 from __future__ import annotations
 

@@ -14,8 +14,9 @@ import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, ParamSpec, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 from tabulate import tabulate
@@ -32,6 +33,8 @@ EMBEDDED = "micro-clip-8"
 FORM = "submission.json"
 _MAX_FORM = 1 << 20  # bytes
 _SHOWN = 5  # complaints of one point that the text lists; JSON has them all
+P = ParamSpec("P")
+T = TypeVar("T")
 
 NonEmpty = Annotated[str, StringConstraints(min_length=1, max_length=1000), AfterValidator(printable)]
 
@@ -119,43 +122,53 @@ def judge(path: Path, embedded: Suite, cells: int = 3) -> Judgement:
     A point that needs an earlier one which failed is not checked; computing again, which takes minutes, needs
     them all.
     """
-    points: list[Point] = []
-
-    def ask(name: str, complaints: Callable[[], Iterable[str]], *, needs: bool = True) -> bool:
-        found = _complaints(complaints) if needs else ()
-        points.append(Point(name, "not checked" if not needs else "failed" if found else "passed", found))
-        return needs and not found
-
-    forms: list[Submission] = []
-    parts: list[_Part] = []
-    has_form = ask(f"{FORM} is complete", lambda: _take(forms, lambda: [read_form(path)]))
-    has_parts = ask("folders can be read", lambda: _take(parts, lambda: _opened(path, embedded)))
-    ask("methods are in the results", lambda: _absent(forms[0], parts[0]), needs=has_form and has_parts)
-    ask("every cell is there", lambda: _each(parts, _incomplete), needs=has_parts)
-    ask(f"schema {SCHEMA}", lambda: _each(parts, _schema), needs=has_parts)
-    ask("the suite's present version", lambda: _each(parts, lambda x: _suite(x, embedded)), needs=has_parts)
-    ask("pinned", lambda: _each(parts, _unpinned), needs=has_parts)
-    ask("no rehearsal", lambda: _each(parts, _rehearsal), needs=has_parts)
-    ask("verified", lambda: _each(parts, _unverified), needs=has_parts)
-    ask("methods can be imported", lambda: _not_importable(parts), needs=has_parts)
-    ask(f"methods on {embedded.name}", lambda: _not_embedded(parts), needs=has_parts)
-    again: list[Record] = []
+    form, of_form = _attempt(read_form, path)
+    opened, of_folders = _attempt(_opened, path, embedded)
+    parts = opened or []
+    points = [
+        _point(f"{FORM} is complete", of_form),
+        _point("folders can be read", of_folders),
+        _point("methods are in the results", _absent(form, parts[0]) if form and parts else None),
+    ]
+    for name, complaints in _questions(parts, embedded).items():
+        points.append(_point(name, complaints if parts else None))
     ready = all(point.status == "passed" for point in points)
-    ask("computed again", lambda: _not_reproduced(parts[-1], embedded, cells, again), needs=ready)
+    again = _chosen(parts[-1], cells) if ready else []
+    points.append(_point("computed again", _not_reproduced(parts[-1], embedded, again) if ready else None))
     return Judgement(str(path), tuple(points), tuple(f"{x.method} ({x.key})" for x in again))
 
 
-def _complaints(found: Callable[[], Iterable[str]]) -> tuple[str, ...]:
+def _attempt(make: Callable[P, T], *args: P.args, **options: P.kwargs) -> tuple[T | None, tuple[str, ...]]:
+    """What ``make`` gives, or why it gives nothing."""
     try:
-        return tuple(" ".join(text.split()) for text in found())
+        return make(*args, **options), ()
     except UserError as error:
-        return (" ".join(str(error).split()),)
+        return None, (str(error),)
 
 
-def _take(target: list[Any], made: Callable[[], list[Any]]) -> Iterable[str]:
-    """Put in ``target`` what can be made; the error that says why not is the complaint."""
-    target += made()
-    return ()
+def _point(name: str, complaints: Iterable[str] | None) -> Point:
+    """A point; ``None`` where an earlier one, which it needs, has failed."""
+    if complaints is None:
+        return Point(name, "not checked")
+    try:
+        found = tuple(" ".join(text.split()) for text in complaints)
+    except UserError as error:
+        found = (" ".join(str(error).split()),)
+    return Point(name, "failed" if found else "passed", found)
+
+
+def _questions(parts: Sequence[_Part], embedded: Suite) -> dict[str, Iterable[str]]:
+    """What is asked of folders that can be read; a question is answered when its complaints are read."""
+    return {
+        "every cell is there": _each(parts, _incomplete),
+        f"schema {SCHEMA}": _each(parts, _schema),
+        "the suite's present version": _each(parts, partial(_suite, embedded=embedded)),
+        "pinned": _each(parts, _unpinned),
+        "no rehearsal": _each(parts, _rehearsal),
+        "verified": _each(parts, _unverified),
+        "methods can be imported": _not_importable(parts),
+        f"methods on {embedded.name}": _not_embedded(parts),
+    }
 
 
 def _each(parts: Sequence[_Part], complaints: Callable[[_Part], Iterable[str]]) -> Iterator[str]:
@@ -259,10 +272,15 @@ def _not_embedded(parts: Sequence[_Part]) -> Iterator[str]:
         yield f"{embedded.name}: {len(elsewhere)} cells are not of the CPU in float32; use --device cpu"
 
 
-def _not_reproduced(part: _Part, embedded: Suite, cells: int, again: list[Record]) -> Iterator[str]:
-    from benchmarks.contribute.reproduce import reproduce, selected
+def _chosen(part: _Part, cells: int) -> list[Record]:
+    from benchmarks.contribute.reproduce import selected
 
-    again += selected(part.records, cells)
+    return selected(part.records, cells)
+
+
+def _not_reproduced(part: _Part, embedded: Suite, again: Sequence[Record]) -> Iterator[str]:
+    from benchmarks.contribute.reproduce import reproduce
+
     yield from reproduce(part.folder, again, embedded)
 
 

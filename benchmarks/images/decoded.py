@@ -89,9 +89,10 @@ def decoded(
 
     Raises:
         UserError: a sample is not an image.
+        TypeError: ``identity`` or the preprocessing's description holds what is no JSON, so has no key.
     """
     labels = np.array([int(label) for label in data[columns[1]][:]], dtype=np.int64)
-    described = json.dumps({**identity, "preprocess": preprocess.description}, sort_keys=True, default=str)
+    described = json.dumps({**identity, "preprocess": preprocess.description}, sort_keys=True)
     folder = root / hashlib.sha256(described.encode()).hexdigest()[:24]
     folder.mkdir(exist_ok=True)
     shape = preprocess.geometry(_image(data, columns[0], 0, what)).shape

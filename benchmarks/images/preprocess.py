@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from enum import IntEnum
 from pathlib import Path
 from typing import Any, Literal
@@ -93,7 +93,7 @@ def of_open_clip(settings: dict[str, Any]) -> Preprocess:
     config = open_clip.transform.PreprocessCfg(**settings)
     steps = list(open_clip.transform.image_transform_v2(config, is_train=False).transforms)
     arithmetic = next(i for i, step in enumerate(steps) if isinstance(step, open_clip.transform.ToTensor))
-    description = {"library": "open_clip", "class": "image_transform_v2", **_plain(vars(config))}
+    description = {"library": "open_clip", "class": "image_transform_v2", **_plain(asdict(config))}
     return Preprocess(
         _OpenClipGeometry(tuple(steps[:arithmetic])), tuple(config.mean), tuple(config.std), description
     )

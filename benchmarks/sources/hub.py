@@ -7,9 +7,12 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Literal, TypeVar
 
 from huggingface_hub import HfApi, errors, hf_hub_download
+
+# httpx's in version 1 of the client and httpx2's in version 2: only the client knows which library it uses.
+from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]
 from huggingface_hub.hf_api import RepoFile
 from tqdm.auto import tqdm
 
@@ -21,9 +24,7 @@ T = TypeVar("T")
 JOBS = 8  # files at a time
 WAITS = (2, 10)  # seconds before another try, after what the client itself does not try again
 PASSING = {408, 429, 500, 502, 503, 504}
-# The first base is that of every failure in the HTTP library which this version of the client uses.
-HTTP_ERROR: Any = errors.HfHubHTTPError.__bases__[0]
-FAILURES: tuple[type[Exception], ...] = (HTTP_ERROR, errors.XetDownloadError, OSError)
+FAILURES: tuple[type[Exception], ...] = (HTTPError, errors.XetDownloadError, OSError)
 
 
 @dataclass(frozen=True)

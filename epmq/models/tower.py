@@ -41,8 +41,6 @@ class Tower(nn.Module):
             tower is a copy.
     """
 
-    model: Any
-
     def __init__(
         self,
         stem: nn.Module,
@@ -63,7 +61,7 @@ class Tower(nn.Module):
         self.groups, self.keys, self.shared = [tuple(each) for each in groups], dict(keys), shared
         self.valid: Valid = valid or (lambda *_: None)
         self.outer, self.pooled, self.tied = tuple(outer), pooled, dict(tied or {})
-        vars(self)["model"] = model  # no submodule: its parameters are those of the parts
+        self._whole = (model,)  # in a tuple it is no submodule: its parameters are those of the parts
         if len(self.groups) != len(self.blocks):
             raise UserError(f"{len(self.groups)} lists of layer groups for {len(self.blocks)} blocks")
         unmapped = [name for name, _ in self.named_parameters() if name not in self.keys]
@@ -71,6 +69,11 @@ class Tower(nn.Module):
             raise UserError(
                 f"parameter {unmapped[0]!r} has no checkpoint name; the adapter does not know this model"
             )
+
+    @property
+    def model(self) -> Any:
+        """The model whose modules these are; ``None`` where the tower is a copy."""
+        return self._whole[0]
 
     def forward(self, inputs: Any) -> Tensor:
         """What the head gives for a batch: features ``(n, dim)``, or logits ``(n, tokens, vocabulary)``."""

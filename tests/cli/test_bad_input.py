@@ -102,20 +102,20 @@ def lacks(*path: str) -> Callable[[Described], object]:
 @pytest.mark.parametrize(
     ("edit", "words"),
     [
-        (lacks("tasks"), ["field tasks: Field required", "correct the suite file"]),
-        (lacks("version"), ["field version: Field required"]),
-        (lambda s: s.update(version=0), ["field version: ", "greater than or equal to 1"]),
-        (lambda s: s.update(extra=1), ["field extra: ", "not permitted"]),
-        (lambda s: s.update(kind="t5"), ["field kind: ", "'clip'"]),
-        (lambda s: s.update(tasks=[]), ["field tasks: ", "at least 1"]),
-        (lambda s: s["tasks"].append(s["tasks"][0]), ["field tasks: ", "task 'fruit' is there twice"]),
-        (lambda s: first_task(s).update(class_names=[]), ["field tasks.0.class_names: ", "at least 1"]),
-        (lambda s: first_task(s).update(templates=["a photo"]), ["field tasks.0.templates: ", "lacks {c}"]),
+        (lacks("tasks"), ["field 'tasks' is missing", "correct the suite file"]),
+        (lacks("version"), ["field 'version' is missing"]),
+        (lambda s: s.update(version=0), ["field 'version'", "greater than or equal to 1"]),
+        (lambda s: s.update(extra=1), ["field 'extra' is unknown; did you mean "]),
+        (lambda s: s.update(kind="t5"), ["field 'kind'", "'clip'"]),
+        (lambda s: s.update(tasks=[]), ["field 'tasks'", "at least 1"]),
+        (lambda s: s["tasks"].append(s["tasks"][0]), ["field 'tasks'", "task 'fruit' is there twice"]),
+        (lambda s: first_task(s).update(class_names=[]), ["field 'tasks.0.class_names'", "at least 1"]),
+        (lambda s: first_task(s).update(templates=["a photo"]), ["field 'tasks.0.templates'", "lacks {c}"]),
         (
             lambda s: first_task(s)["dataset"].update(train_size="many"),
-            ["field tasks.0.dataset.train_size: "],
+            ["field 'tasks.0.dataset.train_size'"],
         ),
-        (lambda s: s["comparisons"]["default"].update(bits="4"), ["field comparisons.default.bits: "]),
+        (lambda s: s["comparisons"]["default"].update(bits="4"), ["field 'comparisons.default.bits'"]),
     ],
 )
 def test_malformed_suite_files(

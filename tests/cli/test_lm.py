@@ -254,7 +254,7 @@ def test_a_bundled_task_has_the_data_of_its_suite(made: TinyLmSuite) -> None:
         (("dataset_path: data", "dataset_path: elsewhere"), "dataset_path 'elsewhere' is neither a folder"),
         (("training_split: train\n", ""), "field 'training_split' is None, expected a name"),
         (("validation_split: validation\n", ""), "field 'validation_split' is None, expected a name"),
-        (("validation_split: validation", "test_split: 3"), "field 'test_split' is 3, expected a name"),
+        (("validation_split: validation", "test_split: 3"), "field 'test_split' is 3: expected a text"),
         (("validation_split: validation", "test_split: train"), "'train' is both training and test split"),
         (("task: colour", "task: a/b"), "task 'a/b' has other signs than letters"),
         (("doc_to_target: label\n", ""), "field 'doc_to_target' is missing"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -75,6 +76,14 @@ def test_checkpoint_names_are_those_of_the_state_dict(kind: str) -> None:
     if "tied" in KINDS[kind]:
         expected.pop("lm_head.weight")
     assert {built.keys[name]: p.shape for name, p in built.named_parameters()} == expected
+
+
+def test_the_whole_model_is_no_part_of_the_tower_and_a_copy_has_its_own() -> None:
+    built = tower(tiny_t5())
+    assert not [name for name in built.state_dict() if name.startswith(("model", "_whole"))]
+    copied = copy.deepcopy(built)
+    assert copied.model is not built.model
+    assert copied.model.shared.weight is copied.get_parameter("stem.shared.weight")
 
 
 def test_loading_a_checkpoint_fills_the_model_itself(tiny_t5_setting: TinyT5) -> None:

@@ -134,6 +134,13 @@ def test_other_revisions_rows_or_preprocessing_are_other_sets(data: Dataset, tmp
     assert len(folders | {other.folder}) == 4
 
 
+@pytest.mark.parametrize("stray", [object(), Path("rows"), {1, 2}], ids=lambda x: type(x).__name__)
+def test_what_has_no_name_of_its_own_is_no_part_of_a_key(data: Dataset, tmp_path: Path, stray: Any) -> None:
+    with pytest.raises(TypeError, match="not JSON serializable"):
+        decode(data, tmp_path, identity={"revision": "1", "rows": stray})
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_sample_that_is_no_image_is_named(tmp_path: Path) -> None:
     rows = [{"bytes": b"GIF89a nonsense", "path": None}] * 2
     good = Image.new("RGB", (4, 4))

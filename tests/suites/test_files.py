@@ -121,11 +121,15 @@ def test_a_used_task_takes_the_suites_own_fields(tmp_path: Path) -> None:
     ("change", "complaint"),
     [
         ({"tasks": [{"use": "pcan", "expert": "a/b"}]}, "task 'pcan' to use is unknown; did you mean 'pcam'"),
-        ({"tasks": [{"use": "pcam"}]}, "field tasks.0.expert: Field required"),
+        ({"tasks": [{"use": "pcam"}]}, "field 'tasks.0.expert' is missing"),
         ({"tasks": [{"use": "pcam", "expert": "a/b"}] * 2}, "task 'pcam' is there twice"),
         ({"library": "transformers"}, "image_processor: a transformers suite needs slow or fast"),
         ({"image_processor": "slow"}, "image_processor: a transformers suite needs slow or fast"),
-        ({"image_processor": "quick"}, "field image_processor"),
+        ({"proccessor": "slow"}, "field 'proccessor' is unknown; did you mean 'image_processor'"),
+        (
+            {"image_processor": "quick"},
+            "field 'image_processor' is 'quick': Input should be 'slow' or 'fast'",
+        ),
     ],
 )
 def test_a_bad_suite_file(tmp_path: Path, change: dict[str, Any], complaint: str) -> None:

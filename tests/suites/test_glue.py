@@ -96,7 +96,7 @@ def test_a_prompt_is_the_experts_word_for_word(task: str) -> None:
     row: dict[str, Any] = dict(zip(columns, [A, B], strict=False))
     assert read_task.prompt(row) == template.format(**row)
     if answers:
-        assert read_task.choices == tuple(answers[label] for label in range(len(answers)))
+        assert read_task.choices == [answers[label] for label in range(len(answers))]
         assert [read_task.target({**row, "label": label}) for label in answers] == list(answers.values())
     else:
         rated = [read_task.target({**row, "label": label}) for label in (0.0, 3.8, 4.25, 5.0)]

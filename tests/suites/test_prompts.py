@@ -85,7 +85,7 @@ def test_a_prompt_is_what_lm_eval_renders_and_reads_nothing_into_the_data(file: 
 @pytest.mark.parametrize("file", FILES)
 def test_every_file_is_greedy_versioned_and_limited_as_fusionbench_limits(file: str) -> None:
     task = read(file)
-    assert task.version == 1
+    assert task.metadata.version == 1
     assert task.config["generation_kwargs"] == {"do_sample": False, "until": [], "max_gen_toks": 9}
     assert task.metric == ("spearman" if Path(file).stem in ("stsb", "sentiment") else "accuracy")
     assert (task.choices is None) == (task.metric == "spearman")
@@ -175,28 +175,54 @@ def test_lm_evals_fields_of_the_data_are_kept_apart(tmp_path: Path) -> None:
         (lambda task: task.pop("doc_to_text"), "field 'doc_to_text' is missing"),
         (lambda task: task.pop("metric_list"), "field 'metric_list' is missing"),
         (lambda task: task.pop("metadata"), "field 'metadata' is missing"),
-        (lambda task: task["metadata"].pop("version"), "metadata version is None, expected 1 or more"),
-        (lambda task: task["metadata"].update(version="1"), "metadata version is '1'"),
-        (lambda task: task.update(metadata=[]), "field 'metadata' is [], expected dict"),
-        (lambda task: task.update(description="Hello"), "field 'description' is not one of"),
-        (lambda task: task.update(num_fewshot=2), "field 'num_fewshot' is not one of"),
-        (lambda task: task.update(doc_to_text=3), "field 'doc_to_text' is 3, expected str"),
+        (lambda task: task["metadata"].pop("version"), "field 'metadata.version' is missing"),
+        (
+            lambda task: task["metadata"].update(version="1"),
+            "field 'metadata.version' is '1': Input should be",
+        ),
+        (lambda task: task["metadata"].update(version=0), "is 0: Input should be greater than or equal to 1"),
+        (lambda task: task.update(metadata=[]), "field 'metadata' is []: expected fields"),
+        (
+            lambda task: task.update(description="Hello"),
+            "field 'description' is unknown; known: dataset_name, ",
+        ),
+        (lambda task: task.update(num_fewshot=2), "field 'num_fewshot' is unknown; known: "),
+        (lambda task: task.update(doc_to_text=3), "field 'doc_to_text' is 3: expected a text"),
         (lambda task: task.update(doc_to_text="{{ a"), "field 'doc_to_text' is no template"),
         (lambda task: task.update(doc_to_text="Well?"), "field 'doc_to_text' names no column"),
-        (lambda task: task.update(doc_to_choice=[False, True]), "choice False is no text; write it in quot"),
+        (
+            lambda task: task.update(doc_to_choice=[False, True]),
+            "field 'doc_to_choice.0' is False: expected a text in quotation marks",
+        ),
         (lambda task: task.update(doc_to_choice=["yes", "yes"]), "needs two or more different texts"),
         (lambda task: task.update(doc_to_target="{{label}}"), "'{{label}}' is no column name"),
-        (lambda task: task.update(output_type="multiple_choice"), "expected generate_until"),
-        (lambda task: task["generation_kwargs"].pop("max_gen_toks"), "max_gen_toks is None"),
-        (lambda task: task["generation_kwargs"].update(do_sample=True), "expected do_sample: false"),
-        (lambda task: task["generation_kwargs"].update(num_beams=4), "expected do_sample: false"),
-        (lambda task: task["generation_kwargs"].pop("until"), "expected do_sample: false, until: []"),
+        (
+            lambda task: task.update(output_type="multiple_choice"),
+            "is 'multiple_choice': Input should be 'generate_until'",
+        ),
+        (
+            lambda task: task["generation_kwargs"].pop("max_gen_toks"),
+            "'generation_kwargs.max_gen_toks' is missing",
+        ),
+        (
+            lambda task: task["generation_kwargs"].update(do_sample=True),
+            "do_sample' is True: Input should be False",
+        ),
+        (
+            lambda task: task["generation_kwargs"].update(num_beams=4),
+            "'generation_kwargs': field 'num_beams' is unknown; known: do_sample, max_gen_toks, until",
+        ),
+        (lambda task: task["generation_kwargs"].pop("until"), "field 'generation_kwargs.until' is missing"),
+        (lambda task: task["generation_kwargs"].update(until=[2]), "until.0' is 2: expected a text in quot"),
         (
             lambda task: task["metric_list"][0].update(metric="bleu"),
-            "metric_list names ['bleu'], expected one",
+            "field 'metric_list': ['bleu'] is none of ours, expected one",
         ),
-        (lambda task: task["metric_list"][0].update(metric="os.system"), "metric_list names ['os.system']"),
-        (lambda task: task.update(metric_list=[]), "metric_list names [], expected one of exact_label, "),
+        (
+            lambda task: task["metric_list"][0].update(metric="os.system"),
+            "field 'metric_list': ['os.system'] is none",
+        ),
+        (lambda task: task.update(metric_list=[]), "[] is none of ours, expected one of exact_label, "),
         (lambda task: task.pop("doc_to_choice"), "label_range is None, expected [low, high]"),
     ],
 )
