@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import results.store
-from epmq.errors import UserError
 from results.judge.verify import verify
 from results.store.folder import RunFolder
 from results.store.records import SCHEMA
@@ -26,7 +25,6 @@ def add_to(commands: Any) -> None:
     checked.set_defaults(command=_verify)
     schema = commands.add_parser("schema", help="print the JSON Schema of records or manifests")
     schema.add_argument("kind", choices=("record", "manifest"))
-    schema.add_argument("--version", type=int, default=SCHEMA, help=f"of the schema (default {SCHEMA})")
     schema.set_defaults(command=_schema)
 
 
@@ -37,8 +35,6 @@ def _verify(options: argparse.Namespace) -> int:
 
 
 def _schema(options: argparse.Namespace) -> int:
-    if not 1 <= options.version <= SCHEMA:
-        raise UserError(f"schema version {options.version} is unknown; give 1 to {SCHEMA}")
-    file = SCHEMAS / f"{options.kind}-{options.version}.schema.json"
+    file = SCHEMAS / f"{options.kind}-{SCHEMA}.schema.json"
     print(file.read_text(encoding="utf-8"), end="")
     return 0

@@ -26,7 +26,7 @@ from epmq.errors import UserError
 from results.judge.verify import verify
 from results.store.files import os_errors, read_bounded
 from results.store.folder import RunFolder
-from results.store.records import SCHEMA, Name, Record, complaint, printable
+from results.store.records import Name, Record, complaint, printable
 
 EMBEDDED = "micro-clip-8"
 FORM = "submission.json"
@@ -132,7 +132,6 @@ def judge(path: Path, embedded: Suite, cells: int = 3) -> Judgement:
     has_parts = ask("folders can be read", lambda: _take(parts, lambda: _opened(path, embedded)))
     ask("methods are in the results", lambda: _absent(forms[0], parts[0]), needs=has_form and has_parts)
     ask("every cell is there", lambda: _each(parts, _incomplete), needs=has_parts)
-    ask(f"schema {SCHEMA}", lambda: _each(parts, _schema), needs=has_parts)
     ask("the suite's present version", lambda: _each(parts, lambda x: _suite(x, embedded)), needs=has_parts)
     ask("pinned", lambda: _each(parts, _unpinned), needs=has_parts)
     ask("no rehearsal", lambda: _each(parts, _rehearsal), needs=has_parts)
@@ -202,11 +201,6 @@ def _incomplete(part: _Part) -> Iterator[str]:
         if cell.key not in done:
             of = " ".join(str(x) for x in (cell.merge, cell.method, cell.target, cell.bits) if x is not None)
             yield f"{of} ({cell.key}) was asked for and is not run; run the same command again"
-
-
-def _schema(part: _Part) -> Iterator[str]:
-    if part.folder.schema != SCHEMA:
-        yield f"is of schema {part.folder.schema}; run it again with this version of epmq"
 
 
 def _suite(part: _Part, embedded: Suite) -> Iterator[str]:

@@ -17,7 +17,6 @@ from results.judge.check import check
 from results.judge.verify import verify
 from results.store.files import os_errors, read_bounded, write_atomically
 from results.store.folder import RunFolder
-from results.store.migrate import SCHEMA
 from results.store.records import Record
 
 _MAX_HISTORY = 1 << 25  # bytes
@@ -45,8 +44,8 @@ def update(folder: RunFolder, path: Path, reason: str) -> tuple[Path, dict[str, 
     moved against the golden run that was there.
 
     Raises:
-        UserError: there is no reason, or the run is a rehearsal, damaged, incomplete, not pinned, of an older
-            schema, or made from code that was not committed.
+        UserError: there is no reason, or the run is a rehearsal, damaged, incomplete, not pinned, or made
+            from code that was not committed.
     """
     reason = " ".join(reason.split())
     if not reason:
@@ -87,7 +86,6 @@ def _fit(folder: RunFolder) -> list[Record]:
     dirty = folder.manifest.environment.get("git_dirty")
     faults = {
         "is a rehearsal: its numbers are no results": folder.manifest.rehearsal,
-        f"is of schema {folder.schema}, not {SCHEMA}": folder.schema != SCHEMA,
         f"is damaged: {(folder.problems or [''])[0]}": bool(folder.problems),
         "holds no records": not records,
         f"is incomplete: {len(missing)} cells that it was asked for are missing": bool(missing),

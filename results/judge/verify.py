@@ -89,12 +89,11 @@ def verify(folder: RunFolder) -> Report:
     """
     problems = folder.problems
     cells = [_read(folder, record) for record in folder.records()]
-    hashed = cells if folder.schema == SCHEMA else []  # schema 1 has no hashes
     points = [
         Point("lines of records.jsonl", len(cells) + len(problems), tuple(problems)),
         _point("cells that were asked for", cells, lambda cell: _not_asked(folder, cell.record)),
-        _point("hashes of records", hashed, lambda cell: _record_hash(cell.record)),
-        _point("hashes of samples", hashed, _samples_hash),
+        _point("hashes of records", cells, lambda cell: _record_hash(cell.record)),
+        _point("hashes of samples", cells, _samples_hash),
         _point(
             "tasks' values from samples", cells, lambda cell: [cell.unreadable] if cell.unreadable else []
         ),
@@ -109,7 +108,7 @@ def verify(folder: RunFolder) -> Report:
         _tables(folder),
         _figures(folder),
     ]
-    return Report(str(folder.path), folder.schema, tuple(points), tuple(_notes(folder, cells)))
+    return Report(str(folder.path), SCHEMA, tuple(points), tuple(_notes(folder, cells)))
 
 
 def _point(what: str, cells: Sequence[_Cell], failures: Callable[[_Cell], Failures]) -> Point:
@@ -249,8 +248,6 @@ def _notes(folder: RunFolder, cells: Sequence[_Cell]) -> Iterator[str]:
     keys = {cell.record.key for cell in cells}
     if folder.manifest.rehearsal:
         yield "a rehearsal: made-up data or checkpoints, no number is a result"
-    if folder.schema != SCHEMA:
-        yield f"schema {folder.schema} has no hashes; new folders are of schema {SCHEMA}"
     if missing := [cell for cell in folder.manifest.cells if cell.key not in keys]:
         yield f"{len(missing)} of {len(folder.manifest.cells)} cells that were asked for are not run"
     if loose := sum(not cell.record.pinned for cell in cells):

@@ -19,9 +19,9 @@ from typing import BinaryIO, Final
 from numpy.typing import ArrayLike
 
 from epmq.errors import UserError
-from results.store import migrate, samples
+from results.store import samples
 from results.store.files import locked, os_errors, read_bounded, refuse_link, write_atomically
-from results.store.records import SCHEMA, Manifest, Record
+from results.store.records import Manifest, Record
 
 _MAX_MANIFEST: Final = 1 << 25  # bytes
 _MAX_RECORDS: Final = 1 << 28  # bytes of records.jsonl; some forty thousand cells
@@ -30,29 +30,25 @@ _MAX_PROBLEMS: Final = 1000
 
 
 class RunFolder:
-    """The records of one run of one suite version. Use ``RunFolder.open``.
+    """The records of one run of one suite version. Use ``RunFolder.open``."""
 
-    ``schema`` is the version that the folder is stored in; one older than the present is only read.
-    """
-
-    def __init__(self, path: Path, manifest: Manifest, schema: int = SCHEMA) -> None:
+    def __init__(self, path: Path, manifest: Manifest) -> None:
         self.path = path
         self.manifest = manifest
-        self.schema = schema
         self._by_key: dict[str, Record] = {}
 
     @classmethod
     def open(
         cls, path: str | os.PathLike[str], manifest: Manifest | None = None, *, create: bool = False
     ) -> RunFolder:
-        """Open the folder ``path``; with a manifest it must be of its suite, version and schema.
+        """Open the folder ``path``; with a manifest it must be of its suite and version.
 
         With ``create`` (needs a manifest) the folder is made where it is missing, and tried for writing;
         in an existing folder the manifest's asked cells are added to those it already lists.
 
         Raises:
-            UserError: there is no usable folder, it belongs to another suite, suite version or schema, holds
-                a rehearsal where results are asked for or the reverse, or it cannot be written.
+            UserError: there is no usable folder, it is of another schema, suite or suite version, holds a
+                rehearsal where results are asked for or the reverse, or it cannot be written.
         """
         path = Path(path)
         if create:
@@ -60,10 +56,10 @@ class RunFolder:
                 raise TypeError("RunFolder.open(create=True) needs a manifest")
             with os_errors(path, "write results there"):
                 return cls(path, _create(path, manifest))
-        stored, schema = _read_manifest(path)
+        stored = _read_manifest(path)
         if manifest is not None:
-            _may_be_extended(path, stored, schema, manifest)
-        return cls(path, stored, schema)
+            _may_be_extended(path, stored, manifest)
+        return cls(path, stored)
 
     @property
     def problems(self) -> list[str]:
@@ -87,10 +83,9 @@ class RunFolder:
         they are to be kept, the predicted classes of the other tasks.
 
         Raises:
-            UserError: the folder is of an older schema, the record belongs to another suite version, the
-                arrays do not agree with it, or the disk refuses.
+            UserError: the record belongs to another suite version, the arrays do not agree with it, or the
+                disk refuses.
         """
-        _may_be_extended(self.path, self.manifest, self.schema, self.manifest)
         if (record.suite, record.suite_version) != (self.manifest.suite, self.manifest.suite_version):
             raise UserError(f"record {record.key}: {_foreign(record, self.manifest)}")
         try:
@@ -181,10 +176,7 @@ class RunFolder:
         return f"repeats key {record.key}; the last one counts" if repeated else None
 
     def _parse(self, line: bytes) -> Record:
-        stored = migrate.parse(line)
-        if stored["schema"] != self.schema:
-            raise UserError(f"is of schema {stored['schema']}, the folder of schema {self.schema}")
-        record = Record.from_stored(stored)
+        record = Record.from_json(line)
         if (record.suite, record.suite_version) != (self.manifest.suite, self.manifest.suite_version):
             raise UserError(_foreign(record, self.manifest))
         return record
@@ -225,8 +217,8 @@ def _create(path: Path, manifest: Manifest) -> Manifest:
     (path / "samples").mkdir(parents=True, exist_ok=True)
     with locked(path / "records.jsonl", "ab+") as file:  # one process at a time makes the manifest
         if (path / "manifest.json").exists():
-            stored, schema = _read_manifest(path)
-            _may_be_extended(path, stored, schema, manifest)
+            stored = _read_manifest(path)
+            _may_be_extended(path, stored, manifest)
             manifest = _with_cells(stored, manifest)
             if manifest == stored:
                 return stored
@@ -247,26 +239,19 @@ def _with_cells(stored: Manifest, manifest: Manifest) -> Manifest:
     return stored.model_copy(update={"asked": {**stored.asked, "cells": cells}})
 
 
-def _read_manifest(path: Path) -> tuple[Manifest, int]:
-    """The manifest and the schema that it is stored in."""
+def _read_manifest(path: Path) -> Manifest:
     file = path / "manifest.json"
     with os_errors(path, "read manifest.json"):
         if path.is_dir() and not os.path.lexists(file):
             raise UserError(f"{path}: is not a folder of results, it has no manifest.json; check the path")
         data = read_bounded(file, _MAX_MANIFEST)
     try:
-        stored = migrate.parse(data)
-        return Manifest.from_stored(stored), stored["schema"]
+        return Manifest.from_json(data)
     except UserError as error:
         raise UserError(f"{file}: {error}; choose another --out") from error
 
 
-def _may_be_extended(path: Path, stored: Manifest, schema: int, asked: Manifest) -> None:
-    if schema != SCHEMA:
-        raise UserError(
-            f"{path}: holds results of schema {schema}, which can be read but not added to (new ones are of "
-            f"schema {SCHEMA}); choose another --out"
-        )
+def _may_be_extended(path: Path, stored: Manifest, asked: Manifest) -> None:
     if (stored.suite, stored.suite_version) != (asked.suite, asked.suite_version):
         raise UserError(
             f"{path}: holds results of {stored.suite} version {stored.suite_version}, "

@@ -211,13 +211,12 @@ def test_what_is_lacking_is_named_with_its_point(
 
 
 @pytest.mark.usefixtures("nothing_is_computed")
-def test_an_older_schema_and_a_foreign_suite_need_another_run(tiny: TinySuite, tmp_path: Path) -> None:
-    shutil.copytree(Path(__file__).parents[1] / "results" / "data" / "schema-1", tmp_path / "old")
-    (tmp_path / "old" / FORM).write_text(json.dumps(GOOD))
-    found = failed(judge(tmp_path / "old", tiny.suite))
-    assert "old-tiny: cannot read manifest.json: No such file or directory" in found["folders can be read"]
-    edit_manifest(tmp_path / "old", suite="tiny")
-    assert failed(judge(tmp_path / "old", tiny.suite))["schema 2"].startswith("old: is of schema 1")
+def test_an_older_schema_and_a_foreign_suite_need_another_run(tiny: TinySuite, copy: Path) -> None:
+    edit_manifest(copy, suite="toy")
+    found = failed(judge(copy, tiny.suite))
+    assert f"{copy.name}-tiny: cannot read manifest.json: No such file" in found["folders can be read"]
+    edit_manifest(copy, schema=1)
+    assert "schema: must be 2, not '1'" in failed(judge(copy, tiny.suite))["folders can be read"]
 
 
 def test_a_folder_of_another_suite_is_judged_by_the_embedded_one_beside_it(
