@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import results.store
+from results.analysis.analysis import Analysis
 from results.judge.verify import verify
-from results.store.folder import RunFolder
 from results.store.records import SCHEMA
 
 SCHEMAS = Path(results.store.__file__).parent / "schema"
@@ -29,7 +29,7 @@ def add_to(commands: Any) -> None:
 
 
 def _verify(options: argparse.Namespace) -> int:
-    report = verify(RunFolder.open(options.folder))
+    report = verify(Analysis.open(options.folder))
     print(json.dumps(report.as_json(), indent=2) if options.json else report.render(), end="")
     return int(report.failed)
 

@@ -16,6 +16,7 @@ from benchmarks.suites import load as suites
 from epmq.calibration import Calibration
 from epmq.errors import UserError
 from epmq.layer.spec import QuantSpec
+from results.analysis.analysis import Analysis
 
 CALIBRATION_AXES = {f.name: f.default for f in fields(Calibration) if f.name != "target"}
 SPEC_AXES = {f.name: f.default for f in fields(QuantSpec) if f.name != "bits"}
@@ -120,9 +121,10 @@ def _run(options: argparse.Namespace) -> int:
     asked = {k: v for k, v in vars(options).items() if k not in ("command", "out") and v is not None}
     asked = {k: str(v) if isinstance(v, Path) else v for k, v in asked.items()}
     folder = run(suite, request, options.out, asked, setting, execute)
-    report_problems(folder)
+    analysis = Analysis(folder)
+    report_problems(analysis)
     print(
-        f"{len(folder.records())} cells in {folder.path}; 'epmq table {folder.path}' prints them",
+        f"{len(analysis.records)} cells in {folder.path}; 'epmq table {folder.path}' prints them",
         file=sys.stderr,
     )
     return 0

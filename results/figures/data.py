@@ -10,9 +10,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from results.analysis.groups import outcomes
-from results.analysis.rows import Row, comparison, recovered
-from results.analysis.stats import hierarchical_bootstrap
+from results.analysis.analysis import Analysis
+from results.analysis.rows import Row
 from results.figures.captions import WORDS, Kind
 from results.store.folder import RunFolder
 from results.store.records import Record
@@ -39,17 +38,17 @@ class FigureData:
     points: tuple[Point, ...]
 
 
-def figure_data(folder: RunFolder) -> list[FigureData]:
+def figure_data(analysis: Analysis) -> list[FigureData]:
     """The figures that the records can fill, in the order in which they are to be read.
 
     Raises:
         UserError: per-sample outcomes or the folder's ``tuning.json`` cannot be used.
     """
-    rows = [row for row in comparison(folder) if row.records]
+    rows = [row for row in analysis.rows if row.records]
     label = _labels(rows)
-    found = [*_accuracy(rows, label), *_recovery(folder, rows, label), *_tasks(rows, label)]
-    found += [*_deviations(rows, label), *_anchors(rows), *_search(folder)]
-    ending = f" {REHEARSAL.capitalize()}." if folder.manifest.rehearsal else ""
+    found = [*_accuracy(rows, label), *_recovery(analysis, rows, label), *_tasks(rows, label)]
+    found += [*_deviations(rows, label), *_anchors(rows), *_search(analysis.folder)]
+    ending = f" {REHEARSAL.capitalize()}." if analysis.manifest.rehearsal else ""
     return [_ended(data, ending) for data in _named_apart(found)]
 
 
@@ -136,14 +135,11 @@ def _merges(rows: Sequence[Row]) -> list[str]:
     return sorted({row.merge for row in rows if row.merge is not None and row.kind == "method"})
 
 
-def _recovery(folder: RunFolder, rows: Sequence[Row], label: Callable[[Row], str]) -> Iterator[FigureData]:
+def _recovery(analysis: Analysis, rows: Sequence[Row], label: Callable[[Row], str]) -> Iterator[FigureData]:
     points: list[Point] = []
     for row in rows:
-        bounds = _bounds(row, rows)
-        if row.recovery is None or row.method == "merged" or bounds is None or row.average is None:
+        if row.method == "merged" or (interval := analysis.recovery_interval(row.records)) is None:
             continue
-        merged, experts = bounds
-        low, high = _recovery_interval(folder, row, merged, experts)
         points.append(
             {
                 "merge": row.merge,
@@ -151,39 +147,12 @@ def _recovery(folder: RunFolder, rows: Sequence[Row], label: Callable[[Row], str
                 "role": _role(row),
                 "bits": row.bits,
                 "recovery": row.recovery,
-                "low": low,
-                "high": high,
+                "low": interval[0],
+                "high": interval[1],
             }
         )
     if points:
         yield _figure("recovery", "recovery", points, rows)
-
-
-def _bounds(row: Row, rows: Sequence[Row]) -> tuple[Row, Row] | None:
-    merged = (
-        other
-        for other in rows
-        if (other.kind, other.method, other.merge) == ("control", "merged", row.merge)
-        and other.records[0].merge_options == row.records[0].merge_options
-    )
-    experts = (other for other in rows if (other.kind, other.method) == ("control", "experts"))
-    found = next(merged, None), next(experts, None)
-    return None if found[0] is None or found[1] is None else (found[0], found[1])
-
-
-def _recovery_interval(folder: RunFolder, row: Row, merged: Row, experts: Row) -> tuple[float, float]:
-    assert merged.average is not None
-    assert experts.average is not None
-    ours = [outcomes(folder, record.key) for record in row.records]
-    theirs = [outcomes(folder, merged.records[0].key)] * len(ours)
-    interval = hierarchical_bootstrap(ours, theirs)
-    ends = [
-        recovered(merged.average + end, merged.average, experts.average)
-        for end in (interval.low, interval.high)
-    ]
-    assert ends[0] is not None
-    assert ends[1] is not None
-    return ends[0], ends[1]
 
 
 def _tasks(rows: Sequence[Row], label: Callable[[Row], str]) -> Iterator[FigureData]:

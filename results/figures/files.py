@@ -11,12 +11,12 @@ import matplotlib as mpl
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from results.analysis.analysis import Analysis
 from results.figures import averages, bars, lines
 from results.figures.captions import Kind
 from results.figures.data import FigureData, data_csv, figure_data
 from results.figures.style import RC
 from results.store.files import os_errors, refuse_link, write_atomically
-from results.store.folder import RunFolder
 
 _DPI: Final = 160
 _DRAW: Final[dict[Kind, Callable[[FigureData], Figure]]] = {
@@ -42,18 +42,18 @@ def drawn(data: FigureData, fmt: Literal["svg", "png"]) -> bytes:
     return buffer.getvalue()
 
 
-def save(folder: RunFolder) -> list[Path]:
+def save(analysis: Analysis) -> list[Path]:
     """Write every figure into the folder's ``figures``, as SVG, PNG and CSV; returns the paths.
 
     Raises:
         UserError: the data cannot be used or the folder cannot be written.
     """
-    where = folder.path / "figures"
+    where = analysis.folder.path / "figures"
     paths = []
     with os_errors(where, "write figures there"):
         refuse_link(where)
         where.mkdir(exist_ok=True)
-        for data in figure_data(folder):
+        for data in figure_data(analysis):
             files = {"svg": drawn(data, "svg"), "png": drawn(data, "png"), "csv": data_csv(data).encode()}
             for ending, content in files.items():
                 paths.append(where / f"{data.name}.{ending}")

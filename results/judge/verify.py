@@ -15,6 +15,7 @@ from typing import Any
 from tabulate import tabulate
 
 from epmq.errors import UserError
+from results.analysis.analysis import Analysis
 from results.figures.data import data_csv, figure_data
 from results.store import samples
 from results.store.files import os_errors, read_bounded, refuse_link
@@ -81,14 +82,14 @@ class _Cell:
     unreadable: str | None
 
 
-def verify(folder: RunFolder) -> Report:
+def verify(analysis: Analysis) -> Report:
     """Compute a folder's aggregates, hashes and tables again and compare.
 
     Raises:
         UserError: the folder cannot be read at all; everything less is a failure in the report.
     """
-    problems = folder.problems
-    cells = [_read(folder, record) for record in folder.records()]
+    folder, problems = analysis.folder, analysis.problems
+    cells = [_read(folder, record) for record in analysis.records]
     points = [
         Point("lines of records.jsonl", len(cells) + len(problems), tuple(problems)),
         _point("cells that were asked for", cells, lambda cell: _not_asked(folder, cell.record)),
@@ -105,8 +106,8 @@ def verify(folder: RunFolder) -> Report:
         ),
         _point("packed sizes and bits per weight", cells, lambda cell: _sizes(cell.record)),
         _alike(cells),
-        _tables(folder),
-        _figures(folder),
+        _tables(analysis),
+        _figures(analysis),
     ]
     return Report(str(folder.path), SCHEMA, tuple(points), tuple(_notes(folder, cells)))
 
@@ -122,14 +123,15 @@ def _read(folder: RunFolder, record: Record) -> _Cell:
     try:
         data = folder.samples_bytes(record.key)
         sha256 = hashlib.sha256(data).hexdigest()
-        arrays = samples.decode(data, record)
+        correct, predictions = samples.decode(data, record)
     except UserError as error:
         return _Cell(record, {}, {}, sha256, str(error))
     references = {
         name.removesuffix(samples.REFERENCE): hashlib.sha256(array.tobytes()).hexdigest()
-        for name, array in arrays.items()
+        for name, array in predictions.items()
         if name.endswith(samples.REFERENCE)
     }
+    arrays = {**correct, **predictions}
     values = {task: samples.score(arrays, task, result) for task, result in record.tasks.items()}
     return _Cell(record, values, references, sha256, None)
 
@@ -210,21 +212,22 @@ def _alike(cells: Sequence[_Cell]) -> Point:
     return Point("tasks alike in every cell", len(seen), tuple(failures))
 
 
-def _tables(folder: RunFolder) -> Point:
-    files = {table_file(folder, fmt): fmt for fmt in FORMATS}
+def _tables(analysis: Analysis) -> Point:
+    files = {table_file(analysis.folder.path, fmt): fmt for fmt in FORMATS}
     there = {file: fmt for file, fmt in files.items() if os.path.lexists(file)}
-    failures = [_difference(file, partial(render, folder, fmt)) for file, fmt in there.items()]
+    failures = [_difference(file, partial(render, analysis, fmt)) for file, fmt in there.items()]
     return Point("saved tables", len(there), tuple(filter(None, failures)))
 
 
-def _figures(folder: RunFolder) -> Point:
-    there = sorted((folder.path / "figures").glob("*.csv"))
+def _figures(analysis: Analysis) -> Point:
+    figures = analysis.folder.path / "figures"
+    there = sorted(figures.glob("*.csv"))
     if not there:
         return Point("data of saved figures", 0, ())
     try:
-        with os_errors(folder.path / "figures", "read the figures"):
-            refuse_link(folder.path / "figures")
-        texts = {data.name: data_csv(data) for data in figure_data(folder)}
+        with os_errors(figures, "read the figures"):
+            refuse_link(figures)
+        texts = {data.name: data_csv(data) for data in figure_data(analysis)}
     except UserError as error:
         return Point("data of saved figures", len(there), (str(error),))
     failures = [_difference(file, partial(texts.get, file.stem)) for file in there]

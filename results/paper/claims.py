@@ -21,7 +21,8 @@ from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Final
 
-from results.analysis.groups import Group, Run, pairs
+from results.analysis.analysis import Analysis, average
+from results.analysis.groups import Group, pairs
 from results.analysis.stats import holm, score, task_pvalues
 from results.paper import ledger
 from results.store.records import LayerResult, Record
@@ -62,18 +63,18 @@ class Verdict:
     overall: str = "not run"
 
 
-def judge(run: Run) -> list[Verdict]:
+def judge(analysis: Analysis) -> list[Verdict]:
     """The verdict on each claim.
 
     Raises:
         UserError: the samples of a cell cannot be used.
     """
-    return [_verdict(claim, run) for claim in ledger.claims()]
+    return [_verdict(claim, analysis) for claim in ledger.claims()]
 
 
-def _verdict(claim: ledger.Claim, run: Run) -> Verdict:
+def _verdict(claim: ledger.Claim, analysis: Analysis) -> Verdict:
     test, places = _TESTS[claim.id], list(READINGS)
-    findings = tuple(sorted(test(run), key=lambda finding: places.index(finding.reading)))
+    findings = tuple(sorted(test(analysis), key=lambda finding: places.index(finding.reading)))
     readings = {
         reading: _combined([finding.passed for finding in findings if finding.reading == reading])
         for reading in READINGS
@@ -89,20 +90,20 @@ def _combined(passed: Sequence[bool]) -> str:
     return "supported" if all(passed) else "mixed" if any(passed) else "not supported"
 
 
-def gain(run: Run) -> Iterator[Finding]:
+def gain(analysis: Analysis) -> Iterator[Finding]:
     """C1: E-PMQ minus GPTQ on the same merge, bits, grid, calibration seed and test samples, in points.
 
     Passes where the paired 95 % interval is above 0. On a suite, merge and bits that the abstract gives
     numbers for, the size counts too: the interval must reach the paper's gain less 0.5 points.
     """
-    for reading, group in _epmq(run, rounding="gptq"):
-        if (other := run.partner(group, _is_plain("gptq"))) is None:
+    for reading, group in _epmq(analysis, rounding="gptq"):
+        if (other := analysis.partner(group, _is_plain("gptq"))) is None:
             continue
-        value, low, high = (100 * x for x in run.difference(group, other))
+        value, low, high = (100 * x for x in analysis.difference(group, other)[:3])
         stated = paper_gain(group[0])
         note = "" if stated is None else f"the paper's gain: {stated:+.1f}"
         passed = low > 0 and (stated is None or high >= stated - FLOOR)
-        yield _finding(run, reading, group, "minus gptq, points", value, passed, (low, high), note)
+        yield _finding(analysis, reading, group, "minus gptq, points", value, passed, (low, high), note)
 
 
 def paper_gain(record: Record) -> float | None:
@@ -113,27 +114,27 @@ def paper_gain(record: Record) -> float | None:
     return None
 
 
-def ablations(run: Run) -> Iterator[Finding]:
+def ablations(analysis: Analysis) -> Iterator[Finding]:
     """C2: E-PMQ minus each of its ablations, in points: without the expert target (GPTQ), without the anchor.
 
     Passes where the paired 95 % interval is above 0, so that what was left out had its share in the gain.
     Counts as not run where one of the two ablations is missing.
     """
-    for reading, group in _epmq(run, rounding="gptq"):
+    for reading, group in _epmq(analysis, rounding="gptq"):
         without = {
-            "minus no expert target (gptq), points": run.partner(group, _is_plain("gptq")),
-            "minus no anchor, points": run.partner(group, _is_unanchored(reading)),
+            "minus no expert target (gptq), points": analysis.partner(group, _is_plain("gptq")),
+            "minus no anchor, points": analysis.partner(group, _is_unanchored(reading)),
         }
         for quantity, other in without.items():
             if other is None or None in without.values():
                 continue
-            value, low, high = (100 * x for x in run.difference(group, other))
-            averages = (100 * fmean(record.average for record in cells) for cells in (group, other))
+            value, low, high = (100 * x for x in analysis.difference(group, other)[:3])
+            averages = (100 * average(cells) for cells in (group, other))
             note = "{:.1f} against {:.1f}".format(*averages)
-            yield _finding(run, reading, group, quantity, value, low > 0, (low, high), note)
+            yield _finding(analysis, reading, group, quantity, value, low > 0, (low, high), note)
 
 
-def coupling(run: Run) -> Iterator[Finding]:
+def coupling(analysis: Analysis) -> Iterator[Finding]:
     """C3: whether the quantisation deviation can be lowered without raising the expert-relative one.
 
     With the squared deviations of a layer, Q = ||W_m X - Q X||^2, E = sum_t ||W_t X - Q X||^2 and
@@ -148,8 +149,8 @@ def coupling(run: Run) -> Iterator[Finding]:
     """
     from scipy.stats import binomtest
 
-    for reading, group in _epmq(run, rounding="gptq"):
-        other = run.partner(group, _is_plain("gptq"))
+    for reading, group in _epmq(analysis, rounding="gptq"):
+        other = analysis.partner(group, _is_plain("gptq"))
         layers = [] if other is None else _layers(pairs(group, other))
         if not layers:
             continue
@@ -161,7 +162,7 @@ def coupling(run: Run) -> Iterator[Finding]:
             for name in ("E/M", "Q/M", "cos")
         )
         quantity = f"layers of {len(layers)} that trade off"
-        yield _finding(run, reading, group, quantity, trades, passed, None, note, layers)
+        yield _finding(analysis, reading, group, quantity, trades, passed, None, note, layers)
 
 
 _RATIOS = ("E/M", "Q/M", "cos", "gptq E/M", "gptq Q/M", "gptq cos")
@@ -196,7 +197,7 @@ def _deviations(layer: LayerResult | None) -> tuple[float, float, float] | None:
     return E / M, Q / M, (E - M - Q) / (2 * math.sqrt(M * Q)) if Q else 0.0
 
 
-def no_loss(run: Run) -> Iterator[Finding]:
+def no_loss(analysis: Analysis) -> Iterator[Finding]:
     """C4: every task of E-PMQ against the same rounding without E-PMQ (the merged target).
 
     A task loses more than noise where McNemar's exact one-sided test (Spearman: the paired bootstrap's) says
@@ -206,14 +207,15 @@ def no_loss(run: Run) -> Iterator[Finding]:
     for reading in READINGS:
         compared = [
             (group, other)
-            for found, group in _epmq(run)
-            if found == reading and (other := run.partner(group, _is_plain(group[0].rounding))) is not None
+            for its_reading, group in _epmq(analysis)
+            if its_reading == reading
+            and (other := analysis.partner(group, _is_plain(group[0].rounding))) is not None
         ]
         tests = [
             (index, task, before.seed, 100 * (score(a[task]) - score(b[task])), pvalue)
             for index, (group, other) in enumerate(compared)
             for after, before in pairs(group, other)
-            for a, b in [(run.outcomes(after), run.outcomes(before))]
+            for a, b in [(analysis.outcomes(after), analysis.outcomes(before))]
             for task, pvalue in task_pvalues(a, b, alternative="less").items()
         ]
         adjusted = holm([test[-1] for test in tests])
@@ -228,10 +230,10 @@ def no_loss(run: Run) -> Iterator[Finding]:
             words = ", ".join(f"{d['task']} {d['points']:+.1f}" for d in lost)
             note = words or f"smallest change: {worst['task']} {worst['points']:+.1f}"
             quantity = f"tasks that lose to {other[0].method}"
-            yield _finding(run, reading, group, quantity, len(lost), not lost, None, note, details)
+            yield _finding(analysis, reading, group, quantity, len(lost), not lost, None, note, details)
 
 
-_TESTS: dict[str, Callable[[Run], Iterator[Finding]]] = {
+_TESTS: dict[str, Callable[[Analysis], Iterator[Finding]]] = {
     "C1": gain,
     "C2": ablations,
     "C3": coupling,
@@ -239,9 +241,9 @@ _TESTS: dict[str, Callable[[Run], Iterator[Finding]]] = {
 }
 
 
-def _epmq(run: Run, rounding: str | None = None) -> Iterator[tuple[str, Group]]:
+def _epmq(analysis: Analysis, rounding: str | None = None) -> Iterator[tuple[str, Group]]:
     """Yield the groups that are E-PMQ as the paper has it, anchored, with the reading each is of."""
-    for group in run.groups:
+    for group in analysis.groups:
         first = group[0]
         if (first.kind, first.target) != ("method", "expert") or not first.axes.get("anchor"):
             continue
@@ -266,7 +268,7 @@ def _is_unanchored(reading: str) -> Callable[[Record], bool]:
 
 
 def _finding(
-    run: Run,
+    analysis: Analysis,
     reading: str,
     group: Group,
     quantity: str,
@@ -278,5 +280,5 @@ def _finding(
 ) -> Finding:
     first = group[0]
     low, high = interval or (None, None)
-    found = (reading, run.name(group), first.merge, first.bits, quantity, value, passed, low, high, note)
+    found = (reading, analysis.name(group), first.merge, first.bits, quantity, value, passed, low, high, note)
     return Finding(*found, tuple(details))

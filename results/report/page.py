@@ -16,7 +16,8 @@ from urllib.parse import quote
 
 from pydantic import JsonValue
 
-from results.analysis.rows import Row, comparison
+from results.analysis.analysis import Analysis
+from results.analysis.rows import Row
 from results.figures.data import FigureData, data_csv, figure_data
 from results.figures.files import drawn
 from results.figures.style import adaptive
@@ -24,7 +25,7 @@ from results.paper.claims import READINGS
 from results.paper.compare import compare
 from results.paper.report_claims import bounds_table, findings_table, headline_table
 from results.store.files import os_errors, write_atomically
-from results.store.folder import RunFolder
+from results.store.records import Manifest
 from results.tables.columns import columns
 from results.tables.comparison import for_people, notes
 from results.tables.formats import Table, Text, environment, flat
@@ -39,32 +40,32 @@ class Picture:
     csv: str
 
 
-def page(folder: RunFolder) -> str:
+def page(analysis: Analysis) -> str:
     """The report of a folder as HTML.
 
     Raises:
         UserError: the records' samples or the folder's ``tuning.json`` cannot be used.
     """
-    rows = comparison(folder)
-    beside = compare(folder)
+    rows = analysis.rows
+    beside = compare(analysis)
     style, script = (_resource(name) for name in ("report.css", "report.js"))
     return (
         environment()
         .get_template("report.html")
         .render(
-            manifest=folder.manifest,
-            notes=notes(folder, rows),
+            manifest=analysis.manifest,
+            notes=notes(analysis, rows),
             marks=beside.marks,
-            facts=_facts(folder, rows),
+            facts=_facts(analysis.manifest, rows),
             glance=_glance(rows),
-            tables=_tables(folder, rows),
-            pictures=[_picture(data) for data in figure_data(folder)],
+            tables=_tables(analysis),
+            pictures=[_picture(data) for data in figure_data(analysis)],
             headlines=headline_table(beside),
             bounds=bounds_table(beside),
             readings=READINGS,
             verdicts=[(verdict, findings_table(verdict)) for verdict in beside.verdicts],
-            provenance=[*_provenance(folder)],
-            problems=folder.problems,
+            provenance=[*_provenance(analysis.manifest)],
+            problems=analysis.problems,
             warnings=_warnings(rows),
             version=version("epmq"),
             style=style,
@@ -75,9 +76,9 @@ def page(folder: RunFolder) -> str:
     )
 
 
-def save(folder: RunFolder, path: Path) -> None:
+def save(analysis: Analysis, path: Path) -> None:
     """Write the report to the file ``path``."""
-    text = page(folder)
+    text = page(analysis)
     with os_errors(path, "write the report there"):
         write_atomically(path, text.encode())
 
@@ -107,19 +108,19 @@ def _picture(data: FigureData) -> Picture:
     )
 
 
-def _facts(folder: RunFolder, rows: Sequence[Row]) -> list[tuple[str, str]]:
+def _facts(manifest: Manifest, rows: Sequence[Row]) -> list[tuple[str, str]]:
     records = [record for row in rows for record in row.records]
     done = sum(bool(row.records) for row in rows)
     tasks = {task: result.samples for row in rows for task, result in row.tasks.items()}
     seeds = sorted({record.seed for record in records})
     machines = sorted({f"{record.device}, {record.dtype}" for record in records})
     return [
-        ("suite", f"{folder.manifest.suite}, version {folder.manifest.suite_version}"),
+        ("suite", f"{manifest.suite}, version {manifest.suite_version}"),
         ("cells", f"{done} of {len(rows)} run, {len(records)} records"),
         ("tasks", f"{len(tasks)}, {sum(tasks.values()):,} test samples"),
         ("calibration seeds", ", ".join(map(str, seeds)) or "none"),
         ("measured on", "; ".join(machines) or "nothing"),
-        ("begun", folder.manifest.created),
+        ("begun", manifest.created),
     ]
 
 
@@ -133,7 +134,8 @@ def _glance(rows: Sequence[Row]) -> Table:
     return Table("The best average of each merge and bits", wanted, cells, words=4, heading=2)
 
 
-def _tables(folder: RunFolder, rows: Sequence[Row]) -> list[tuple[str, str, Table]]:
+def _tables(analysis: Analysis) -> list[tuple[str, str, Table]]:
+    rows = analysis.rows
     tasks = sorted({task for row in rows for task in row.tasks})
     captions = {
         "quality": "Averages over the tasks, in percent; differences in points",
@@ -146,13 +148,16 @@ def _tables(folder: RunFolder, rows: Sequence[Row]) -> list[tuple[str, str, Tabl
         ("Size and cost", "cost", ("size", "cost")),
     )
     return [
-        (title, name, replace(for_people(folder, rows, columns(rows, groups, tasks)), caption=captions[name]))
+        (
+            title,
+            name,
+            replace(for_people(analysis, rows, columns(rows, groups, tasks)), caption=captions[name]),
+        )
         for title, name, groups in parts
     ]
 
 
-def _provenance(folder: RunFolder) -> Iterator[tuple[str, Table]]:
-    manifest = folder.manifest
+def _provenance(manifest: Manifest) -> Iterator[tuple[str, Table]]:
     asked: dict[str, JsonValue] = {name: value for name, value in manifest.asked.items() if name != "cells"}
     parts: dict[str, JsonValue] = {
         "Asked for": asked,

@@ -14,19 +14,29 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import BinaryIO, Final
+from typing import BinaryIO, Final, NamedTuple
 
 from numpy.typing import ArrayLike
 
 from epmq.errors import UserError
-from results.store import samples
 from results.store.files import locked, os_errors, read_bounded, refuse_link, write_atomically
 from results.store.records import Manifest, Record
+from results.store.samples import Samples, checked, decode, encode, largest
 
 _MAX_MANIFEST: Final = 1 << 25  # bytes
 _MAX_RECORDS: Final = 1 << 28  # bytes of records.jsonl; some forty thousand cells
 _MAX_LINE: Final = 1 << 23  # bytes
 _MAX_PROBLEMS: Final = 1000
+
+
+class Reading(NamedTuple):
+    """What ``records.jsonl`` holds: the undamaged records in file order, of a repeated key the last.
+
+    ``problems`` says what is wrong with its lines, as ``records.jsonl:17: what is wrong``.
+    """
+
+    records: list[Record]
+    problems: list[str]
 
 
 class RunFolder:
@@ -61,14 +71,9 @@ class RunFolder:
             _may_be_extended(path, stored, manifest)
         return cls(path, stored)
 
-    @property
-    def problems(self) -> list[str]:
-        """What is wrong with the lines of ``records.jsonl``, as ``records.jsonl:17: what is wrong``."""
-        return self._read()[1]
-
     def records(self) -> list[Record]:
         """The undamaged records in file order; where a key is repeated the last one counts."""
-        return self._read()[0]
+        return self.read().records
 
     def append(
         self,
@@ -89,14 +94,14 @@ class RunFolder:
         if (record.suite, record.suite_version) != (self.manifest.suite, self.manifest.suite_version):
             raise UserError(f"record {record.key}: {_foreign(record, self.manifest)}")
         try:
-            data = samples.encode(samples.checked(record, correct, predictions or {}))
+            data = encode(checked(record, correct, predictions or {}))
         except UserError as error:
             raise UserError(f"record {record.key}: {error}") from error
         record = record.sealed(hashlib.sha256(data).hexdigest())
         line = record.to_json().encode() + b"\n"
         with os_errors(self.path, "write results there"):
             refuse_link(self.path / "samples")
-            write_atomically(self._samples(record.key), data)
+            write_atomically(self._samples_file(record.key), data)
             with locked(self.path / "records.jsonl", "ab+") as file:
                 self._refuse_endless(file)
                 _drop_torn_line(file)
@@ -105,48 +110,41 @@ class RunFolder:
                 os.fsync(file.fileno())
         self._by_key[record.key] = record
 
-    def correct(self, key: str) -> samples.Correct:
-        """Boolean arrays (samples,) by task of accuracy: which test samples the cell got right.
+    def samples(self, key: str) -> Samples:
+        """What the cell ``key`` did on every test sample.
 
         Raises:
             UserError: the folder has no such record, or its file is missing, damaged, holds a pickle, or
                 disagrees with the record.
         """
-        return {name: array.astype(bool) for name, array in self._arrays(key).items() if "@" not in name}
-
-    def predictions(self, key: str) -> samples.Arrays:
-        """Arrays (samples,) by ``TASK@prediction`` and ``TASK@reference``, as far as they are stored.
-
-        Spearman's rho has float64 predictions and references, accuracy int32 predicted classes. Raises
-        as ``correct`` does.
-        """
-        return {name: array for name, array in self._arrays(key).items() if "@" in name}
-
-    def samples_bytes(self, key: str) -> bytes:
-        """The file of samples of the record ``key`` as it is; raises as ``correct`` does."""
-        if key not in self._by_key:
-            self._read()
-        if key not in self._by_key:  # only keys of valid records pass, so none leads out of the folder
-            raise UserError(f"{self.path}: holds no record with key {key!r}")
-        with os_errors(self._samples(key), "be read as per-sample correctness"):
-            refuse_link(self.path / "samples")
-            return read_bounded(self._samples(key), samples.largest(self._by_key[key]))
-
-    def _arrays(self, key: str) -> samples.Arrays:
         data = self.samples_bytes(key)
         try:
-            return samples.decode(data, self._by_key[key])
+            return decode(data, self._by_key[key])
         except UserError as error:
-            raise UserError(f"{self._samples(key)}: {error}") from error
+            raise UserError(f"{self._samples_file(key)}: {error}") from error
 
-    def _samples(self, key: str) -> Path:
+    def samples_bytes(self, key: str) -> bytes:
+        """The file of samples of the record ``key`` as it is; raises as ``samples`` does."""
+        if key not in self._by_key:
+            self.read()
+        if key not in self._by_key:  # only keys of valid records pass, so none leads out of the folder
+            raise UserError(f"{self.path}: holds no record with key {key!r}")
+        with os_errors(self._samples_file(key), "be read as per-sample correctness"):
+            refuse_link(self.path / "samples")
+            return read_bounded(self._samples_file(key), largest(self._by_key[key]))
+
+    def _samples_file(self, key: str) -> Path:
         return self.path / "samples" / f"{key}.npz"
 
-    def _read(self) -> tuple[list[Record], list[str]]:
+    def read(self) -> Reading:
+        """The records, and what is wrong with the lines of ``records.jsonl``.
+
+        Raises:
+            UserError: ``records.jsonl`` cannot be read, or nearly all of it is damaged.
+        """
         self._by_key, problems = {}, []
         with os_errors(self.path, "read records.jsonl"), locked(self.path / "records.jsonl", "rb") as file:
-            if os.fstat(file.fileno()).st_size > _MAX_RECORDS:
-                raise UserError(f"{self.path}: records.jsonl is larger than {_MAX_RECORDS} bytes; restore it")
+            self._refuse_endless(file)
             for number, line in enumerate(_lines(file), start=1):
                 if problem := self._take(line):
                     problems.append(f"records.jsonl:{number}: {problem}")
@@ -155,7 +153,7 @@ class RunFolder:
                         f"{self.path}: records.jsonl has more than {_MAX_PROBLEMS} damaged lines, "
                         f"the first is {problems[0]}; restore it"
                     )
-        return list(self._by_key.values()), problems
+        return Reading(list(self._by_key.values()), problems)
 
     def _refuse_endless(self, file: BinaryIO) -> None:
         if os.fstat(file.fileno()).st_size > _MAX_RECORDS:

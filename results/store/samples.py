@@ -16,6 +16,7 @@ import re
 import zipfile
 import zlib
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -23,9 +24,21 @@ from numpy.typing import ArrayLike, NDArray
 from epmq.errors import UserError
 from results.store.records import Record, TaskResult
 
-Correct = dict[str, NDArray[np.bool_]]
 Arrays = dict[str, NDArray[np.generic]]
 PREDICTION, REFERENCE = "@prediction", "@reference"
+
+
+class Samples(NamedTuple):
+    """What a cell did on every test sample, arrays (samples,).
+
+    ``correct``: by task of accuracy, which samples are right, boolean. ``predictions``: by
+    ``TASK@prediction`` and ``TASK@reference`` as far as they are stored, float64 for Spearman's rho, int32
+    classes for accuracy.
+    """
+
+    correct: dict[str, NDArray[np.bool_]]
+    predictions: Arrays
+
 
 # what numpy writes before one row of booleans, integers or floats; evaluating it as Python would be slower
 _HEADER = re.compile(
@@ -54,8 +67,8 @@ def largest(record: Record) -> int:
     return sum(per_sample * task.samples + 10_000 for task in record.tasks.values())
 
 
-def decode(data: bytes, record: Record) -> Arrays:
-    """The arrays of an archive, checked against ``record``; boolean where they say what is right.
+def decode(data: bytes, record: Record) -> Samples:
+    """The arrays of an archive, checked against ``record``.
 
     Raises:
         UserError: the archive is damaged, holds a pickle, or does not agree with the record.
@@ -80,7 +93,12 @@ def decode(data: bytes, record: Record) -> Arrays:
         reason = "".join(x if x.isprintable() else "?" for x in " ".join(str(error).split()))[:200]
         raise UserError(f"cannot be read as per-sample correctness ({reason}); run again") from error
     correct = {name: array for name, array in arrays.items() if "@" not in name}
-    return checked(record, correct, {name: array for name, array in arrays.items() if "@" in name})
+    predictions = {name: array for name, array in arrays.items() if "@" in name}
+    arrays = checked(record, correct, predictions)
+    return Samples(
+        {name: array.astype(np.bool_) for name, array in arrays.items() if "@" not in name},
+        {name: array for name, array in arrays.items() if "@" in name},
+    )
 
 
 def _names(task: str) -> tuple[str, ...]:

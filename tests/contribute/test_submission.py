@@ -57,7 +57,7 @@ def rewritten(path: Path, edit: Callable[[Record], Record], **manifest: Any) -> 
     source = RunFolder.open(old)
     target = RunFolder.open(path, source.manifest.model_copy(update=manifest), create=True)
     for record in source.records():
-        target.append(edit(record), source.correct(record.key), source.predictions(record.key))
+        target.append(edit(record), *source.samples(record.key))
     shutil.copy(old / FORM, path / FORM)
 
 
@@ -77,7 +77,7 @@ def test_a_good_contribution_is_accepted(tiny: TinySuite, contributed: Path) -> 
 def test_a_better_accuracy_than_comes_out_is_not_reproducible(tiny: TinySuite, copy: Path) -> None:
     source = RunFolder.open(copy)
     rtn = next(record for record in source.records() if record.method == "rtn")
-    correct = {task: np.ones_like(right) for task, right in source.correct(rtn.key).items()}
+    correct = {task: np.ones_like(right) for task, right in source.samples(rtn.key).correct.items()}
     tasks = {task: TaskResult(value=1.0, samples=right.size) for task, right in correct.items()}
     experts = next(record for record in source.records() if record.method == "experts")
     normalised = float(np.mean([1 / result.value for result in experts.tasks.values()]))

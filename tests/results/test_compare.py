@@ -13,6 +13,7 @@ import pytest
 
 from benchmarks.cli import judge
 from epmq.errors import UserError
+from results.analysis.analysis import Analysis
 from results.paper.compare import Comparison, Line, compare, status, tolerance
 from results.paper.text import FORMATS, to_markdown
 from results.store.records import Record, TaskResult
@@ -47,7 +48,7 @@ def epmq(name: str, accuracy: float, **changes: Any) -> Cell:
 
 
 def compared(path: Path, *cells: Cell, suite: str = B32, **manifest: Any) -> Comparison:
-    return compare(make_folder(path, *cells, suite=suite, **manifest))
+    return compare(Analysis(make_folder(path, *cells, suite=suite, **manifest)))
 
 
 def line(comparison: Comparison, method: str, merge: str | None = "task-arithmetic") -> Line:
@@ -151,7 +152,9 @@ def test_controls_stand_beside_the_newest_published_bound(tmp_path: Path) -> Non
 
 
 def test_another_suite_gets_the_claims_and_no_number_of_the_paper(tmp_path: Path) -> None:
-    found = compare(make_folder(tmp_path, make_cell("g"), make_cell("e", {"digits": 0.9, "shapes": 0.7})))
+    found = compare(
+        Analysis(make_folder(tmp_path, make_cell("g"), make_cell("e", {"digits": 0.9, "shapes": 0.7})))
+    )
     assert found.lines == ()
     assert "Not the paper's suite" in found.marks[0]
     text = to_markdown(found)

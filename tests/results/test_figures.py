@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from epmq.errors import UserError
+from results.analysis.analysis import Analysis
 from results.analysis.groups import outcomes
 from results.analysis.stats import paired_bootstrap
 from results.figures.data import FigureData, data_csv, figure_data
@@ -64,7 +65,7 @@ def study(path: Path, **manifest: Any) -> RunFolder:
 
 
 def by_name(folder: RunFolder) -> dict[str, FigureData]:
-    return {data.name: data for data in figure_data(folder)}
+    return {data.name: data for data in figure_data(Analysis(folder))}
 
 
 def test_a_study_fills_every_figure(tmp_path: Path) -> None:
@@ -87,8 +88,8 @@ def test_recovery_has_the_paired_interval_to_the_merged_model(tmp_path: Path) ->
     points = by_name(folder)["recovery"].points
     point = next(point for point in points if point["label"] == "epmq")
     assert point["recovery"] == pytest.approx(0.25)
-    epmq, merged = (outcomes(folder, make_key(name)) for name in ("epmq0.60.001", "merged"))
-    _, low, high = paired_bootstrap(epmq, merged)
+    epmq, merged = (outcomes(folder.samples(make_key(name))) for name in ("epmq0.60.001", "merged"))
+    _, low, high, _ = paired_bootstrap(epmq, merged)
     assert [point["low"], point["high"]] == pytest.approx([low / 0.4, high / 0.4])
     assert "merged" not in {point["label"] for point in points}
 
@@ -136,7 +137,7 @@ def test_a_damaged_search_is_an_error(tmp_path: Path, text: str, complaint: str)
     folder = study(tmp_path)
     (tmp_path / "tuning.json").write_text(text)
     with pytest.raises(UserError, match=re.escape(complaint)):
-        figure_data(folder)
+        figure_data(Analysis(folder))
 
 
 def test_a_search_is_not_read_through_a_link(tmp_path: Path) -> None:
@@ -144,31 +145,31 @@ def test_a_search_is_not_read_through_a_link(tmp_path: Path) -> None:
     (tmp_path / "elsewhere.json").write_text("[]")
     (tmp_path / "run" / "tuning.json").symlink_to(tmp_path / "elsewhere.json")
     with pytest.raises(UserError, match="it is a link"):
-        figure_data(folder)
+        figure_data(Analysis(folder))
 
 
 def test_a_rehearsal_says_so_in_every_caption(tmp_path: Path) -> None:
-    captions = [data.caption for data in figure_data(study(tmp_path, rehearsal=True))]
+    captions = [data.caption for data in figure_data(Analysis(study(tmp_path, rehearsal=True)))]
     assert all(caption.endswith("Rehearsal: made-up stand-ins, not results.") for caption in captions)
 
 
 def test_captions_give_units_and_the_number_of_samples(tmp_path: Path) -> None:
-    captions = {data.kind: data.caption for data in figure_data(study(tmp_path))}
+    captions = {data.kind: data.caption for data in figure_data(Analysis(study(tmp_path)))}
     assert "in percent" in captions["bits"]
     assert "n = 200 test samples over 1 tasks" in captions["bits"]
     assert "3 layers; ties at 3 bits; logarithmic" in captions["deviations"]
 
 
 def test_a_folder_without_methods_has_no_figure(tmp_path: Path) -> None:
-    assert figure_data(make_folder(tmp_path / "a")) == []
-    assert figure_data(make_folder(tmp_path / "b", control("merged", 0.5))) == []
+    assert figure_data(Analysis(make_folder(tmp_path / "a"))) == []
+    assert figure_data(Analysis(make_folder(tmp_path / "b", control("merged", 0.5)))) == []
 
 
 # -- the files
 
 
 def test_a_figure_is_the_same_every_time(tmp_path: Path) -> None:
-    first, second = (figure_data(study(tmp_path / name)) for name in "ab")
+    first, second = (figure_data(Analysis(study(tmp_path / name))) for name in "ab")
     for one, other in zip(first, second, strict=True):
         assert data_csv(one) == data_csv(other)
         assert drawn(one, "svg") == drawn(other, "svg")
@@ -179,7 +180,7 @@ def test_drawing_leaves_matplotlibs_settings_alone(tmp_path: Path) -> None:
     import matplotlib as mpl
 
     before = dict(mpl.rcParams)
-    drawn(figure_data(study(tmp_path))[0], "svg")
+    drawn(figure_data(Analysis(study(tmp_path)))[0], "svg")
     assert dict(mpl.rcParams) == before
 
 
@@ -191,7 +192,7 @@ def test_the_csv_file_holds_the_points_at_full_precision(tmp_path: Path) -> None
 
 def test_saving_writes_picture_and_data_of_every_figure(tmp_path: Path) -> None:
     folder = study(tmp_path)
-    names = {path.relative_to(tmp_path).as_posix() for path in save(folder)}
+    names = {path.relative_to(tmp_path).as_posix() for path in save(Analysis(folder))}
     assert names == {f"figures/{name}.{end}" for name in by_name(folder) for end in ("svg", "png", "csv")}
     svg = (tmp_path / "figures" / "recovery.svg").read_text()
     assert "<dc:date>" not in svg
@@ -203,7 +204,7 @@ def test_figures_are_not_written_through_a_link(tmp_path: Path) -> None:
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "run" / "figures").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(UserError, match="it is a link"):
-        save(folder)
+        save(Analysis(folder))
     assert list((tmp_path / "elsewhere").iterdir()) == []
 
 
@@ -217,16 +218,16 @@ def test_hostile_names_are_drawn_as_text_and_name_no_file(tmp_path: Path, name: 
     folder = make_folder(
         tmp_path, method(safe, 0.5, merge=safe, target="expert"), control("merged", 0.4, merge=safe)
     )
-    for data in figure_data(folder):
+    for data in figure_data(Analysis(folder)):
         assert re.fullmatch(r"[a-z0-9-]{1,90}", data.name)
         svg = drawn(data, "svg").decode()
         assert "<script" not in svg
-    assert drawn(figure_data(folder)[0], "png")
+    assert drawn(figure_data(Analysis(folder))[0], "png")
 
 
 def test_merges_whose_file_names_would_be_the_same_are_kept_apart(tmp_path: Path) -> None:
     folder = make_folder(tmp_path, method("gptq", 0.5, merge="a b"), method("rtn", 0.4, merge="a+b"))
-    names = [data.name for data in figure_data(folder)]
+    names = [data.name for data in figure_data(Analysis(folder))]
     assert len(set(names)) == len(names)
 
 
@@ -253,7 +254,7 @@ def test_labels_can_be_read_on_light_and_dark() -> None:
 
 
 def test_a_picture_for_a_page_names_no_colour_outside_its_variables(tmp_path: Path) -> None:
-    for data in figure_data(study(tmp_path)):
+    for data in figure_data(Analysis(study(tmp_path))):
         body = adaptive(drawn(data, "svg").decode()).split("</style>", 1)[1]
         assert not re.findall(r"#[0-9a-fA-F]{6}\b(?=[;\"])", body)
 

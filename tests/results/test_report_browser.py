@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from results.analysis.analysis import Analysis
 from results.report.page import save
 from tests.results.test_figures import study
 
@@ -40,7 +41,7 @@ Driver = webdriver.Chrome
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("report")
-    save(study(folder / "run", environment={"cpus": 2}), folder / "report.html")
+    save(Analysis(study(folder / "run", environment={"cpus": 2})), folder / "report.html")
     return folder / "report.html"
 
 
