@@ -26,12 +26,13 @@ def add_to(commands: Any) -> None:
 
 def _report(options: argparse.Namespace) -> int:
     from results.figures import files  # matplotlib, which the other commands need not wait for
-    from results.report import page  # matplotlib, which the other commands need not wait for
+    from results.report import page
 
     analysis = Analysis.open(options.folder)
     report_problems(analysis)
     path = options.out or analysis.folder.path / "report.html"
-    page.save(analysis, path)
-    paths = [path, *(files.save(analysis) if options.figures else [])]
+    figures = files.drawings(analysis)
+    page.save(analysis, figures, path)
+    paths = [path, *(files.save(analysis.folder.path, figures) if options.figures else [])]
     print("saved: " + " ".join(str(path) for path in paths), file=sys.stderr)
     return 0

@@ -6,8 +6,8 @@ import itertools
 import json
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from results.analysis.analysis import Analysis
@@ -19,6 +19,7 @@ from results.store.tuning import trials
 from results.tables.comparison import REHEARSAL
 from results.tables.formats import csv_text
 
+BOUNDS: Final = ("experts", "merged", "zero-shot")  # in full precision: lines to compare with, no series
 Point = dict[str, str | int | float | None]
 _NORMAL: Final = 1.959963984540054  # two-sided 95 %
 
@@ -27,7 +28,8 @@ _NORMAL: Final = 1.959963984540054  # two-sided 95 %
 class FigureData:
     """One figure: a file name without an ending, what is to be read in it, and its points.
 
-    ``alt`` says in words what is shown, for those who cannot see it.
+    ``alt`` says in words what is shown, for those who cannot see it. ``places`` has by label the place of
+    its method among all of the folder, which gives its colour and marker.
     """
 
     name: str
@@ -36,6 +38,7 @@ class FigureData:
     caption: str
     alt: str
     points: tuple[Point, ...]
+    places: Mapping[str, int] = field(default_factory=dict)
 
 
 def figure_data(analysis: Analysis) -> list[FigureData]:
@@ -46,10 +49,18 @@ def figure_data(analysis: Analysis) -> list[FigureData]:
     """
     rows = [row for row in analysis.rows if row.records]
     label = _labels(rows)
-    found = [*_accuracy(rows, label), *_recovery(analysis, rows, label), *_tasks(rows, label)]
-    found += [*_deviations(rows, label), *_anchors(rows), *_search(analysis.folder)]
+    figures = [*_accuracy(rows, label), *_recovery(analysis, rows, label), *_tasks(rows, label)]
+    figures = [replace(data, places=_places(rows, label)) for data in [*figures, *_deviations(rows, label)]]
+    figures += [*_anchors(rows, label), *_search(analysis.folder)]
     ending = f" {REHEARSAL.capitalize()}." if analysis.manifest.rehearsal else ""
-    return [_ended(data, ending) for data in _named_apart(found)]
+    return [replace(data, caption=data.caption + ending) for data in _named_apart(figures)]
+
+
+def _places(rows: Sequence[Row], label: Callable[[Row], str]) -> dict[str, int]:
+    """By label its place: methods by name, then the controls that are drawn as series."""
+    drawn = [row for row in rows if row.method not in BOUNDS or row.bits is not None]
+    labels = sorted({(row.kind != "method", label(row)) for row in drawn})
+    return {name: place for place, (_, name) in enumerate(labels)}
 
 
 def _figure(
@@ -62,16 +73,12 @@ def _figure(
     return FigureData(name, kind, title, caption, alt, tuple(points))
 
 
-def _ended(data: FigureData, ending: str) -> FigureData:
-    return FigureData(**{**vars(data), "caption": data.caption + ending})
-
-
-def _named_apart(found: Sequence[FigureData]) -> Iterator[FigureData]:
+def _named_apart(figures: Sequence[FigureData]) -> Iterator[FigureData]:
     seen: dict[str, int] = defaultdict(int)
-    for data in found:
+    for data in figures:
         seen[data.name] += 1
         number = seen[data.name]
-        yield data if number == 1 else FigureData(**{**vars(data), "name": f"{data.name}-{number}"})
+        yield data if number == 1 else replace(data, name=f"{data.name}-{number}")
 
 
 def _slug(*parts: object) -> str:
@@ -211,24 +218,27 @@ def _layers(row: Row, label: str) -> Iterator[Point]:
         }
 
 
-def _anchors(rows: Sequence[Row]) -> Iterator[FigureData]:
+def _anchors(rows: Sequence[Row], label: Callable[[Row], str]) -> Iterator[FigureData]:
     """Cells that differ in the anchor alone; a method whose name is its anchor joins the method it is of."""
     groups: dict[str, list[Row]] = defaultdict(list)
     for row in rows:
         if row.bits is not None and isinstance(row.records[0].axes.get("anchor"), int | float):
             groups[_but_anchor(row.records[0])].append(row)
     points: list[Point] = []
+    known, places = _places(rows, label), {}
     for group in groups.values():
         if len({row.records[0].axes["anchor"] for row in group}) < 2:
             continue
-        name = min((row.method for row in group), key=len)
+        namesake = min(group, key=lambda row: len(row.method))
+        series = f"{namesake.method}, {namesake.bits} bits"
+        places[series] = known[label(namesake)]
         for row in sorted(group, key=lambda row: float(row.records[0].axes["anchor"] or 0)):
             if row.average is None or row.standard_error is None:
                 continue
             points.append(
                 {
                     "merge": row.merge,
-                    "label": f"{name}, {row.bits} bits",
+                    "label": series,
                     "role": _role(row),
                     "anchor": float(row.records[0].axes["anchor"] or 0),
                     "average": row.average,
@@ -237,7 +247,7 @@ def _anchors(rows: Sequence[Row]) -> Iterator[FigureData]:
                 }
             )
     if points:
-        yield _figure("anchor", "anchor", points, rows)
+        yield replace(_figure("anchor", "anchor", points, rows), places=places)
 
 
 def _but_anchor(record: Record) -> str:

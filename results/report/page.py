@@ -18,8 +18,8 @@ from pydantic import JsonValue
 
 from results.analysis.analysis import Analysis
 from results.analysis.rows import Row
-from results.figures.data import FigureData, data_csv, figure_data
-from results.figures.files import drawn
+from results.figures.data import FigureData, data_csv
+from results.figures.files import Drawing
 from results.figures.style import adaptive
 from results.paper.claims import READINGS
 from results.paper.compare import compare
@@ -40,11 +40,11 @@ class Picture:
     csv: str
 
 
-def page(analysis: Analysis) -> str:
-    """The report of a folder as HTML.
+def page(analysis: Analysis, figures: Sequence[Drawing]) -> str:
+    """The report of a folder as HTML, with the figures that were drawn of it.
 
     Raises:
-        UserError: the records' samples or the folder's ``tuning.json`` cannot be used.
+        UserError: the records' samples cannot be used.
     """
     rows = analysis.rows
     beside = compare(analysis)
@@ -59,7 +59,7 @@ def page(analysis: Analysis) -> str:
             facts=_facts(analysis.manifest, rows),
             glance=_glance(rows),
             tables=_tables(analysis),
-            pictures=[_picture(data) for data in figure_data(analysis)],
+            pictures=[_picture(figure) for figure in figures],
             headlines=headline_table(beside),
             bounds=bounds_table(beside),
             readings=READINGS,
@@ -76,9 +76,9 @@ def page(analysis: Analysis) -> str:
     )
 
 
-def save(analysis: Analysis, path: Path) -> None:
+def save(analysis: Analysis, figures: Sequence[Drawing], path: Path) -> None:
     """Write the report to the file ``path``."""
-    text = page(analysis)
+    text = page(analysis, figures)
     with os_errors(path, "write the report there"):
         write_atomically(path, text.encode())
 
@@ -99,12 +99,12 @@ def _policy(style: str, script: str) -> str:
     )
 
 
-def _picture(data: FigureData) -> Picture:
-    image = base64.b64encode(adaptive(drawn(data, "svg").decode()).encode()).decode()
+def _picture(figure: Drawing) -> Picture:
+    image = base64.b64encode(adaptive(figure.svg.decode()).encode()).decode()
     return Picture(
-        data,
+        figure.data,
         f"data:image/svg+xml;base64,{image}",
-        f"data:text/csv;charset=utf-8,{quote(data_csv(data))}",
+        f"data:text/csv;charset=utf-8,{quote(data_csv(figure.data))}",
     )
 
 

@@ -83,8 +83,9 @@ def test_a_report_with_its_figures_and_tables_resamples_each_pair_once(
     study(tmp_path)
     counts = Counts(monkeypatch)
     analysis = Analysis.open(tmp_path)
-    page.save(analysis, tmp_path / "report.html")
-    files.save(analysis)
+    figures = files.drawings(analysis)
+    page.save(analysis, figures, tmp_path / "report.html")
+    files.save(tmp_path, figures)
     save(analysis)
     # the three beside gptq, the four methods beside the merged model, and epmq beside epmq-no-anchor
     assert list(counts.pairs.values()) == [1] * 8

@@ -14,13 +14,15 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from matplotlib.colors import to_hex
+from matplotlib.container import ErrorbarContainer
 
 from epmq.errors import UserError
 from results.analysis.analysis import Analysis
 from results.analysis.groups import outcomes
 from results.analysis.stats import paired_bootstrap
 from results.figures.data import FigureData, data_csv, figure_data
-from results.figures.files import drawn, save
+from results.figures.files import DRAW, drawings, drawn, save
 from results.figures.style import COLOURS, adaptive, floor_of, spread
 from results.store.folder import RunFolder
 from results.store.records import LayerResult, Record
@@ -192,7 +194,7 @@ def test_the_csv_file_holds_the_points_at_full_precision(tmp_path: Path) -> None
 
 def test_saving_writes_picture_and_data_of_every_figure(tmp_path: Path) -> None:
     folder = study(tmp_path)
-    names = {path.relative_to(tmp_path).as_posix() for path in save(Analysis(folder))}
+    names = {path.relative_to(tmp_path).as_posix() for path in save(tmp_path, drawings(Analysis(folder)))}
     assert names == {f"figures/{name}.{end}" for name in by_name(folder) for end in ("svg", "png", "csv")}
     svg = (tmp_path / "figures" / "recovery.svg").read_text()
     assert "<dc:date>" not in svg
@@ -204,7 +206,7 @@ def test_figures_are_not_written_through_a_link(tmp_path: Path) -> None:
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "run" / "figures").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(UserError, match="it is a link"):
-        save(Analysis(folder))
+        save(tmp_path / "run", drawings(Analysis(folder)))
     assert list((tmp_path / "elsewhere").iterdir()) == []
 
 
@@ -234,6 +236,48 @@ def test_merges_whose_file_names_would_be_the_same_are_kept_apart(tmp_path: Path
 # -- how they look
 
 
+def looks(data: FigureData) -> set[tuple[str, str, str | None]]:
+    """Method, colour and marker (None for bars) of every series of a figure."""
+    shown: set[tuple[str, str, str | None]] = set()
+    for axes in DRAW[data.kind](data).axes:
+        lines: list[Any] = [line for line in axes.lines if not str(line.get_label()).startswith("_")]
+        for container in axes.containers:
+            if isinstance(container, ErrorbarContainer):
+                container[0].set_label(container.get_label())
+                lines.append(container[0])
+            else:
+                edge = to_hex(container[0].get_edgecolor())
+                shown.add((str(container.get_label()), edge, None))
+        shown |= {(str(x.get_label()), to_hex(x.get_color()), str(x.get_marker())) for x in lines}
+    return {(label.partition(",")[0], colour, marker) for label, colour, marker in shown}
+
+
+def test_a_method_has_one_colour_and_one_marker_in_every_figure(tmp_path: Path) -> None:
+    """Whatever other methods a merge, a number of bits or a figure has."""
+    guided: dict[str, Any] = {"target": "expert", "rounding": "gptq"}
+    folder = make_folder(
+        tmp_path,
+        control("experts", 0.9, merge=None),
+        *(control("merged", 0.5, merge=merge) for merge in ("ties", "mean")),
+        control("epmq-fp", 0.7),
+        control("two-step", 0.6, bits=4, merge="mean"),
+        *(method(f"m{index}", 0.4 + index / 50, merge="mean") for index in range(9)),
+        *(method(name, 0.5, merge="ties", bits=bits) for name in ("m7", "rtn") for bits in (4, 3)),
+        method("epmq", 0.6, **guided),
+        method("epmq-no-anchor", 0.2, anchor=0.0, **guided),
+    )
+    figures = figure_data(Analysis(folder))
+    assert {data.kind for data in figures} == {"bits", "recovery", "tasks", "deviations", "anchor"}
+    seen = [looks(data) for data in figures]
+    assert all(seen)
+    together = set().union(*seen)
+    colours = {(name, colour) for name, colour, _ in together}
+    markers = {(name, marker) for name, _, marker in together if marker is not None}
+    assert len(colours) == len(markers) == len({name for name, _ in colours}) == 14
+    pairs = {(dict(colours)[name], dict(markers)[name]) for name, _ in colours}
+    assert len(pairs) == 14, "no two methods look alike"
+
+
 def luminance(colour: str) -> float:
     channels = [int(colour[index : index + 2], 16) / 255 for index in (1, 3, 5)]
     linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
@@ -248,9 +292,9 @@ def contrast(one: str, other: str) -> float:
 def test_labels_can_be_read_on_light_and_dark() -> None:
     style = adaptive("<svg >")
     light, dark = (re.findall(r"--c\d+:(#[0-9a-f]{6})", part) for part in style.split("@media"))
-    assert light[5:] == list(COLOURS)
-    assert min(contrast(colour, light[3]) for colour in [*light[:2], *light[5:]]) >= 4.5
-    assert min(contrast(colour, dark[3]) for colour in [*dark[:2], *dark[5:]]) >= 4.5
+    assert light[4:] == list(COLOURS)
+    assert min(contrast(colour, light[3]) for colour in [*light[:2], *light[4:]]) >= 4.5
+    assert min(contrast(colour, dark[3]) for colour in [*dark[:2], *dark[4:]]) >= 4.5
 
 
 def test_a_picture_for_a_page_names_no_colour_outside_its_variables(tmp_path: Path) -> None:
