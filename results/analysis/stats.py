@@ -19,6 +19,7 @@ from results.store.records import TaskResult
 
 Floats = NDArray[np.float64]
 Side = Literal["two-sided", "less", "greater"]
+NORMAL_95 = 1.959963984540054  # the normal distribution's 97.5 % quantile: two-sided 95 %
 _MANY = 1e6  # degrees of freedom from which on Student's distribution is the normal one
 _BUDGET = 2**21  # entries of the largest array that resampling makes
 

@@ -12,6 +12,7 @@ from typing import Final
 
 from results.analysis.analysis import Analysis
 from results.analysis.rows import Row
+from results.analysis.stats import NORMAL_95
 from results.figures.captions import WORDS, Kind
 from results.store.folder import RunFolder
 from results.store.records import Record
@@ -21,7 +22,6 @@ from results.tables.formats import csv_text
 
 BOUNDS: Final = ("experts", "merged", "zero-shot")  # in full precision: lines to compare with, no series
 Point = dict[str, str | int | float | None]
-_NORMAL: Final = 1.959963984540054  # two-sided 95 %
 
 
 @dataclass(frozen=True)
@@ -129,8 +129,8 @@ def _accuracy(rows: Sequence[Row], label: Callable[[Row], str]) -> Iterator[Figu
                 "bits": row.bits,
                 "bits_per_weight": row.records[0].bits_per_weight,
                 "average": row.average,
-                "low": row.average - _NORMAL * row.standard_error,
-                "high": row.average + _NORMAL * row.standard_error,
+                "low": row.average - NORMAL_95 * row.standard_error,
+                "high": row.average + NORMAL_95 * row.standard_error,
             }
         )
     if merges:
@@ -242,8 +242,8 @@ def _anchors(rows: Sequence[Row], label: Callable[[Row], str]) -> Iterator[Figur
                     "role": _role(row),
                     "anchor": float(row.records[0].axes["anchor"] or 0),
                     "average": row.average,
-                    "low": row.average - _NORMAL * row.standard_error,
-                    "high": row.average + _NORMAL * row.standard_error,
+                    "low": row.average - NORMAL_95 * row.standard_error,
+                    "high": row.average + NORMAL_95 * row.standard_error,
                 }
             )
     if points:

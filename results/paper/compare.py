@@ -21,13 +21,12 @@ from dataclasses import asdict, dataclass, replace
 from results.analysis.analysis import Analysis, average
 from results.analysis.groups import Group
 from results.analysis.rows import mean_tasks
-from results.analysis.stats import standard_error
+from results.analysis.stats import NORMAL_95, standard_error
 from results.paper import ledger
 from results.paper.claims import FLOOR, READINGS, Verdict, judge
 from results.store.records import Manifest, TaskResult
 
 _PRINTED = 0.05
-_NORMAL = 1.96  # the 97.5 % quantile
 
 
 @dataclass(frozen=True)
@@ -56,7 +55,7 @@ class Line:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class BesidePaper:
     """A run beside the paper; ``lines`` is empty for a suite that nothing is published on."""
 
     manifest: Manifest
@@ -84,14 +83,14 @@ class Comparison:
         return marks
 
 
-def compare(analysis: Analysis) -> Comparison:
+def compare(analysis: Analysis) -> BesidePaper:
     """Put a run beside the paper.
 
     Raises:
         UserError: the samples of a cell cannot be used.
     """
     lines = [*_headline_lines(analysis), *_bound_lines(analysis)]
-    return Comparison(analysis.manifest, tuple(lines), tuple(judge(analysis)))
+    return BesidePaper(analysis.manifest, tuple(lines), tuple(judge(analysis)))
 
 
 def status(difference: float, tolerance: float) -> str:
@@ -103,7 +102,7 @@ def status(difference: float, tolerance: float) -> str:
 
 def tolerance(suite: str, tasks: dict[str, TaskResult]) -> float:
     """The difference in points up to which an average of ``tasks`` counts as within noise."""
-    return max(FLOOR, ledger.disagreement(suite), 100 * _NORMAL * standard_error(tasks))
+    return max(FLOOR, ledger.disagreement(suite), 100 * NORMAL_95 * standard_error(tasks))
 
 
 def _headline_lines(analysis: Analysis) -> Iterator[Line]:
@@ -172,17 +171,17 @@ def _with_worst_task(line: Line, group: Group, bound: ledger.Bound) -> Line:
     return replace(line, worst_task=(task, differences[task], ledger.task_disagreement(bound.suite, task)))
 
 
-def fields(comparison: Comparison) -> dict[str, object]:
+def fields(beside: BesidePaper) -> dict[str, object]:
     """The comparison for programs."""
-    manifest = comparison.manifest
+    manifest = beside.manifest
     return {
         "suite": manifest.suite,
         "suite_version": manifest.suite_version,
         "rehearsal": manifest.rehearsal,
-        "the_papers_suite": comparison.is_the_papers,
+        "the_papers_suite": beside.is_the_papers,
         "paper": ledger.paper().model_dump(),
         "disagreement": ledger.disagreement(manifest.suite),
-        "lines": [asdict(line) for line in comparison.lines],
+        "lines": [asdict(line) for line in beside.lines],
         "claims": [
             {
                 **verdict.claim.model_dump(),
@@ -191,6 +190,6 @@ def fields(comparison: Comparison) -> dict[str, object]:
                 "readings": verdict.readings,
                 "findings": [asdict(finding) for finding in verdict.findings],
             }
-            for verdict in comparison.verdicts
+            for verdict in beside.verdicts
         ],
     }

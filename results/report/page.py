@@ -23,7 +23,7 @@ from results.figures.files import Drawing
 from results.figures.style import adaptive
 from results.paper.claims import READINGS
 from results.paper.compare import compare
-from results.paper.report_claims import bounds_table, findings_table, headline_table
+from results.paper.tables import bounds_table, findings_table, headline_table
 from results.store.files import os_errors, write_atomically
 from results.store.records import Manifest
 from results.tables.columns import columns

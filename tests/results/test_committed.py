@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from functools import cache
 from pathlib import Path
 
@@ -9,6 +10,8 @@ import pytest
 
 from results.analysis.analysis import Analysis
 from results.figures.data import data_csv, figure_data
+from results.paper.compare import compare
+from results.paper.text import FORMATS as BESIDE
 from results.store.folder import RunFolder
 from results.tables.comparison import FORMATS, render
 
@@ -60,3 +63,14 @@ def test_the_data_of_committed_figures_are_regenerated_byte_for_byte(folder: Pat
 def test_every_committed_run_has_its_tables_and_report(folder: Path) -> None:
     assert {path.name for path in folder.glob("table.*")} == {f"table.{end}" for end in ENDINGS.values()}
     assert (folder / "report.html").read_text("utf-8").startswith("<!DOCTYPE html>")
+
+
+@pytest.mark.parametrize("folder", SNAPSHOTS, ids=name)
+def test_every_committed_run_stands_beside_the_paper_in_every_format(folder: Path) -> None:
+    beside = compare(analysed(folder))
+    assert {verdict.claim.id for verdict in beside.verdicts if verdict.findings} == {"C1", "C2", "C3", "C4"}
+    assert [claim["verdict"] for claim in json.loads(BESIDE["json"](beside))["claims"]] == [
+        verdict.overall for verdict in beside.verdicts
+    ]
+    for write in BESIDE.values():
+        assert write(beside).endswith("\n")
