@@ -58,7 +58,13 @@ def imported(source: str) -> set[str]:
 
 
 WINGS = {  # of each package from the bottom up; those of one line do not know each other
-    "epmq": [["errors"], ["plugins"], ["layer", "models"], ["calibration", "checkpoints", "merge"], ["walk"]],
+    "epmq": [
+        ["errors", "files"],
+        ["plugins"],
+        ["layer", "models"],
+        ["calibration", "checkpoints", "merge"],
+        ["walk"],
+    ],
     "benchmarks": [
         ["suites"],
         ["sources"],

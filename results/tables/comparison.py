@@ -8,11 +8,10 @@ significance in LaTeX and HTML. CSV and JSON are for programs: fractions at full
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from pathlib import Path
 
-from epmq.errors import UserError
+from epmq.errors import choose
 from results.analysis.analysis import Analysis
 from results.analysis.rows import Row
 from results.store.files import os_errors, write_atomically
@@ -33,7 +32,7 @@ def render(analysis: Analysis, fmt: str, selection: Selection = _EVERYTHING) -> 
         UserError: the format is unknown, ``selection`` names what is not there, or a record's per-sample
             correctness cannot be used.
     """
-    check_format(fmt, FORMATS)
+    choose("table format", fmt, FORMATS)
     rows, shown = chosen(analysis.rows, selection, compact=fmt in FOR_PEOPLE)
     if fmt in FOR_PEOPLE:
         return FOR_PEOPLE[fmt](for_people(analysis, rows, shown))
@@ -41,13 +40,6 @@ def render(analysis: Analysis, fmt: str, selection: Selection = _EVERYTHING) -> 
     if fmt == "json":
         return json_text(entries)
     return csv_text(list(_fields(analysis, Row("", "", None, "", None, None), shown)), entries)
-
-
-def check_format(fmt: str, known: Sequence[str]) -> None:
-    """Raise a ``UserError`` that names the nearest format where ``fmt`` is not in ``known``."""
-    if fmt not in known:
-        near = difflib.get_close_matches(fmt.lower(), known, n=1, cutoff=0)
-        raise UserError(f"unknown table format {fmt!r}; did you mean {near[0]!r}? known: {', '.join(known)}")
 
 
 def chosen(rows: Sequence[Row], selection: Selection, *, compact: bool) -> tuple[list[Row], list[Column]]:

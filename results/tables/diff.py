@@ -9,13 +9,13 @@ from typing import Final
 
 from pydantic import JsonValue
 
-from epmq.errors import UserError
+from epmq.errors import UserError, choose
 from results.analysis.analysis import Analysis
 from results.analysis.groups import described
 from results.analysis.rows import Row
 from results.analysis.stats import Difference, hierarchical_bootstrap
 from results.store.records import Manifest
-from results.tables.comparison import REHEARSAL, check_format
+from results.tables.comparison import REHEARSAL
 from results.tables.formats import FOR_PEOPLE, Table, Text, csv_text, escape_markdown, flat, json_text
 from results.tables.selection import matching
 
@@ -161,7 +161,7 @@ def render(found: Diff, fmt: str) -> str:
     Raises:
         UserError: the format is unknown.
     """
-    check_format(fmt, FORMATS)
+    choose("table format", fmt, FORMATS)
     if fmt == "json":
         return json_text(_object(found))
     if fmt == "csv":

@@ -143,7 +143,7 @@ def test_every_format_holds_the_difference(tmp_path: Path) -> None:
     ]
     for fmt in ("md", "latex", "html"):
         assert "10.0 [" in render(found, fmt)
-    with pytest.raises(UserError, match="unknown table format 'text'; did you mean 'latex'"):
+    with pytest.raises(UserError, match="table format 'text' is unknown; did you mean 'latex'"):
         render(found, "text")
 
 
