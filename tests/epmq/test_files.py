@@ -22,9 +22,14 @@ def test_what_is_written_takes_the_place_of_the_file(tmp_path: Path) -> None:
 def test_an_error_leaves_the_file_and_nothing_beside_it(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_text("old")
-    with pytest.raises(RuntimeError), replacing(path) as temporary:
-        temporary.write_text("half")
-        raise RuntimeError
+
+    def torn() -> None:
+        with replacing(path) as temporary:
+            temporary.write_text("half")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        torn()
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
 
