@@ -56,7 +56,7 @@ class Submission(BaseModel):
 
 
 @dataclass(frozen=True)
-class Point:
+class Requirement:
     """One thing that is asked of a contribution, and what is wrong with it."""
 
     name: str
@@ -69,7 +69,7 @@ class Judgement:
     """What was found, point by point; only a folder that passes every point is accepted."""
 
     folder: str
-    points: tuple[Point, ...]
+    points: tuple[Requirement, ...]
     computed_again: tuple[str, ...]
 
     @property
@@ -128,11 +128,13 @@ def judge(path: Path, embedded: Suite, cells: int = 3) -> Judgement:
     A point that needs an earlier one which failed is not checked; computing again, which takes minutes, needs
     them all.
     """
-    points: list[Point] = []
+    points: list[Requirement] = []
 
     def ask(name: str, complaints: Callable[[], Iterable[str]], *, needs: bool = True) -> bool:
         found = _complaints(complaints) if needs else ()
-        points.append(Point(name, "not checked" if not needs else "failed" if found else "passed", found))
+        points.append(
+            Requirement(name, "not checked" if not needs else "failed" if found else "passed", found)
+        )
         return needs and not found
 
     forms: list[Submission] = []
@@ -193,10 +195,10 @@ def _opened(path: Path, embedded: Suite) -> list[_Part]:
 
 
 def _absent(form: Submission, part: _Part) -> Iterator[str]:
-    there = part.roundings | {record.method for record in part.methods}
+    names = part.roundings | {record.method for record in part.methods}
     for name in form.methods:
-        if name not in there:
-            yield f"{FORM} names {name!r}, no record is of that method; there are {', '.join(sorted(there))}"
+        if name not in names:
+            yield f"{FORM} names {name!r}, no record is of that method; there are {', '.join(sorted(names))}"
 
 
 def _incomplete(part: _Part) -> Iterator[str]:

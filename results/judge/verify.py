@@ -31,7 +31,7 @@ Failures = Iterable[str]
 
 
 @dataclass(frozen=True)
-class Point:
+class Checked:
     """One thing that was looked at: how many times, and what is wrong, each on one line."""
 
     what: str
@@ -45,7 +45,7 @@ class Report:
 
     folder: str
     schema: int
-    points: tuple[Point, ...]
+    points: tuple[Checked, ...]
     notes: tuple[str, ...]
 
     @property
@@ -91,7 +91,7 @@ def verify(analysis: Analysis) -> Report:
     folder, problems = analysis.folder, analysis.problems
     cells = [_read(folder, record) for record in analysis.records]
     points = [
-        Point("lines of records.jsonl", len(cells) + len(problems), tuple(problems)),
+        Checked("lines of records.jsonl", len(cells) + len(problems), tuple(problems)),
         _point("cells that were asked for", cells, lambda cell: _not_asked(folder, cell.record)),
         _point("hashes of records", cells, lambda cell: _record_hash(cell.record)),
         _point("hashes of samples", cells, _samples_hash),
@@ -112,9 +112,9 @@ def verify(analysis: Analysis) -> Report:
     return Report(str(folder.path), SCHEMA, tuple(points), tuple(_notes(folder, cells)))
 
 
-def _point(what: str, cells: Sequence[_Cell], failures: Callable[[_Cell], Failures]) -> Point:
+def _point(what: str, cells: Sequence[_Cell], failures: Callable[[_Cell], Failures]) -> Checked:
     found = [f"{cell.record.key}: {failure}" for cell in cells for failure in failures(cell)]
-    return Point(what, len(cells), tuple(found))
+    return Checked(what, len(cells), tuple(found))
 
 
 def _read(folder: RunFolder, record: Record) -> _Cell:
@@ -142,9 +142,9 @@ def _not_asked(folder: RunFolder, record: Record) -> Iterator[str]:
         yield f"the manifest asks for it {len(asked)} times, expected once"
     for cell in asked:
         for name in ("kind", "merge", "method", "target", "bits"):
-            wanted, found = getattr(cell, name), getattr(record, name)
-            if wanted != found:
-                yield f"{name} is {found!r}, asked for {wanted!r}"
+            asked_for, recorded = getattr(cell, name), getattr(record, name)
+            if asked_for != recorded:
+                yield f"{name} is {recorded!r}, asked for {asked_for!r}"
 
 
 def _record_hash(record: Record) -> Iterator[str]:
@@ -197,7 +197,7 @@ def _sizes(record: Record) -> Iterator[str]:
         yield f"{bits!r} bits per weight are fewer than the {record.bits} bits of its codes"
 
 
-def _alike(cells: Sequence[_Cell]) -> Point:
+def _alike(cells: Sequence[_Cell]) -> Checked:
     """Two cells can be compared sample by sample only where a task has the same samples in both."""
     seen: dict[str, set[tuple[int, str, str]]] = defaultdict(set)
     for cell in cells:
@@ -209,29 +209,29 @@ def _alike(cells: Sequence[_Cell]) -> Point:
         for task, found in sorted(seen.items())
         if len(found) > 1
     ]
-    return Point("tasks alike in every cell", len(seen), tuple(failures))
+    return Checked("tasks alike in every cell", len(seen), tuple(failures))
 
 
-def _tables(analysis: Analysis) -> Point:
+def _tables(analysis: Analysis) -> Checked:
     files = {table_file(analysis.folder.path, fmt): fmt for fmt in FORMATS}
-    there = {file: fmt for file, fmt in files.items() if os.path.lexists(file)}
-    failures = [_difference(file, partial(render, analysis, fmt)) for file, fmt in there.items()]
-    return Point("saved tables", len(there), tuple(filter(None, failures)))
+    saved = {file: fmt for file, fmt in files.items() if os.path.lexists(file)}
+    failures = [_difference(file, partial(render, analysis, fmt)) for file, fmt in saved.items()]
+    return Checked("saved tables", len(saved), tuple(filter(None, failures)))
 
 
-def _figures(analysis: Analysis) -> Point:
+def _figures(analysis: Analysis) -> Checked:
     figures = analysis.folder.path / "figures"
-    there = sorted(figures.glob("*.csv"))
-    if not there:
-        return Point("data of saved figures", 0, ())
+    saved = sorted(figures.glob("*.csv"))
+    if not saved:
+        return Checked("data of saved figures", 0, ())
     try:
         with os_errors(figures, "read the figures"):
             refuse_link(figures)
         texts = {data.name: data_csv(data) for data in figure_data(analysis)}
     except UserError as error:
-        return Point("data of saved figures", len(there), (str(error),))
-    failures = [_difference(file, partial(texts.get, file.stem)) for file in there]
-    return Point("data of saved figures", len(there), tuple(filter(None, failures)))
+        return Checked("data of saved figures", len(saved), (str(error),))
+    failures = [_difference(file, partial(texts.get, file.stem)) for file in saved]
+    return Checked("data of saved figures", len(saved), tuple(filter(None, failures)))
 
 
 def _difference(file: Path, made: Callable[[], str | None]) -> str | None:

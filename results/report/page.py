@@ -127,11 +127,11 @@ def _facts(manifest: Manifest, rows: Sequence[Row]) -> list[tuple[str, str]]:
 def _glance(rows: Sequence[Row]) -> Table:
     """The best method of every merge and bits."""
     found = columns(rows, ("quality", "size"), [])
-    wanted = ("merge", "bits", "method", "target", "bits/weight", "average", "recovery", "vs gptq")
-    chosen = [next(column for column in found if column.header == name) for name in wanted]
+    headers = ("merge", "bits", "method", "target", "bits/weight", "average", "recovery", "vs gptq")
+    chosen = [next(column for column in found if column.header == name) for name in headers]
     best = [row for row in rows if row.best]
     cells = [[column.text(row) for column in chosen] for row in best]
-    return Table("The best average of each merge and bits", wanted, cells, words=4, heading=2)
+    return Table("The best average of each merge and bits", headers, cells, words=4, heading=2)
 
 
 def _tables(analysis: Analysis) -> list[tuple[str, str, Table]]:
@@ -177,8 +177,8 @@ def _warnings(rows: Sequence[Row]) -> Table | None:
     for row in rows:
         bits = f"{row.bits} bits" if row.bits else "full precision"
         cell = " ".join(part for part in (row.merge, row.name, row.target, bits) if part)
-        said = [warning for record in row.records for warning in record.warnings]
+        warnings = [warning for record in row.records for warning in record.warnings]
         for record in row.records:
-            said += [f"{layer.name}: {warning}" for layer in record.layers for warning in layer.warnings]
-        cells += [[Text(cell), Text(warning)] for warning in dict.fromkeys(said)]
+            warnings += [f"{layer.name}: {warning}" for layer in record.layers for warning in layer.warnings]
+        cells += [[Text(cell), Text(warning)] for warning in dict.fromkeys(warnings)]
     return Table("Warnings of the cells", ("cell", "warning"), cells, words=2) if cells else None

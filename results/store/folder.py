@@ -257,5 +257,5 @@ def _may_be_extended(path: Path, stored: Manifest, asked: Manifest) -> None:
         )
     if stored.rehearsal != asked.rehearsal:
         kinds = {True: "a rehearsal", False: "results"}
-        found, wanted = kinds[stored.rehearsal], kinds[asked.rehearsal]
-        raise UserError(f"{path}: holds {found}, asked for {wanted}; choose another --out")
+        held, asked_for = kinds[stored.rehearsal], kinds[asked.rehearsal]
+        raise UserError(f"{path}: holds {held}, asked for {asked_for}; choose another --out")
