@@ -16,6 +16,8 @@ class UserError(Exception):
 def nearest(name: str, known: Iterable[str]) -> str:
     """``"; did you mean 'gptq' or 'rtn'?"`` or the whole list when nothing is near."""
     options = sorted(known)
+    if not options:
+        return "; there is none"
     close = difflib.get_close_matches(name, options, n=3, cutoff=0.5)
     if close:
         return "; did you mean " + " or ".join(repr(c) for c in close) + "?"

@@ -59,7 +59,7 @@ def imported(source: str) -> set[str]:
 
 WINGS = {  # of each package from the bottom up; those of one line do not know each other
     "epmq": [
-        ["errors"],
+        ["errors", "files"],
         ["plugins"],
         ["layer", "models"],
         ["calibration", "checkpoints", "merging"],

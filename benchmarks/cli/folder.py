@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import results.store
-from epmq.errors import UserError
+from results.analysis.analysis import Analysis
 from results.judge.verify import verify
-from results.store.folder import RunFolder
 from results.store.records import SCHEMA
 
 SCHEMAS = Path(results.store.__file__).parent / "schema"
@@ -26,19 +25,16 @@ def add_to(commands: Any) -> None:
     checked.set_defaults(command=_verify)
     schema = commands.add_parser("schema", help="print the JSON Schema of records or manifests")
     schema.add_argument("kind", choices=("record", "manifest"))
-    schema.add_argument("--version", type=int, default=SCHEMA, help=f"of the schema (default {SCHEMA})")
     schema.set_defaults(command=_schema)
 
 
 def _verify(options: argparse.Namespace) -> int:
-    report = verify(RunFolder.open(options.folder))
+    report = verify(Analysis.open(options.folder))
     print(json.dumps(report.as_json(), indent=2) if options.json else report.render(), end="")
     return int(report.failed)
 
 
 def _schema(options: argparse.Namespace) -> int:
-    if not 1 <= options.version <= SCHEMA:
-        raise UserError(f"schema version {options.version} is unknown; give 1 to {SCHEMA}")
-    file = SCHEMAS / f"{options.kind}-{options.version}.schema.json"
+    file = SCHEMAS / f"{options.kind}-{SCHEMA}.schema.json"
     print(file.read_text(encoding="utf-8"), end="")
     return 0

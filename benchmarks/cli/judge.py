@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.cli.tables import report_problems
+from results.analysis.analysis import Analysis
 from results.judge import golden
 from results.judge.check import RATE, check
 from results.judge.junit import junit
 from results.paper.compare import compare
 from results.paper.text import FORMATS
 from results.store.files import os_errors, write_atomically
-from results.store.folder import RunFolder
 from results.tables.formats import json_text
 
 _GOLDEN = "a golden run, or the folder of all: then that of the run's suite, version and device"
@@ -48,12 +48,12 @@ def _add_check(commands: Any) -> None:
 
 
 def _check(options: argparse.Namespace) -> int:
-    folder = RunFolder.open(options.folder)
-    reference = RunFolder.open(golden.locate(options.golden, folder))
-    report = check(folder, reference, rate=options.rate, rtol=options.rtol)
-    report_problems(folder)
+    analysis = Analysis.open(options.folder)
+    reference = Analysis.open(golden.locate(options.golden, analysis))
+    report = check(analysis, reference, rate=options.rate, rtol=options.rtol)
+    report_problems(analysis)
     if options.junit:
-        _write(options.junit, junit(report, f"epmq check {folder.manifest.suite}"))
+        _write(options.junit, junit(report, f"epmq check {analysis.manifest.suite}"))
     print(json_text(report.as_json()) if options.json else report.render(), end="")
     return int(report.failed)
 
@@ -74,7 +74,7 @@ def _add_golden(commands: Any) -> None:
 
 
 def _update(options: argparse.Namespace) -> int:
-    path, entry = golden.update(RunFolder.open(options.folder), options.golden, options.reason)
+    path, entry = golden.update(Analysis.open(options.folder), options.golden, options.reason)
     moved = entry["moved"]
     assert isinstance(moved, list)
     done = f"replaced; {len(moved)} quantities moved" if entry["replaced"] else "recorded"
@@ -91,9 +91,9 @@ def _add_compare(commands: Any) -> None:
 
 
 def _compare(options: argparse.Namespace) -> int:
-    folder = RunFolder.open(options.folder)
-    text = FORMATS[options.format](compare(folder))
-    report_problems(folder)
+    analysis = Analysis.open(options.folder)
+    text = FORMATS[options.format](compare(analysis))
+    report_problems(analysis)
     if options.out:
         _write(options.out, text.encode())
     else:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.cli.tables import report_problems
-from results.store.folder import RunFolder
+from results.analysis.analysis import Analysis
 
 
 def add_to(commands: Any) -> None:
@@ -26,12 +26,13 @@ def add_to(commands: Any) -> None:
 
 def _report(options: argparse.Namespace) -> int:
     from results.figures import files  # matplotlib, which the other commands need not wait for
-    from results.report import page  # matplotlib, which the other commands need not wait for
+    from results.report import page
 
-    folder = RunFolder.open(options.folder)
-    report_problems(folder)
-    path = options.out or folder.path / "report.html"
-    page.save(folder, path)
-    paths = [path, *(files.save(folder) if options.figures else [])]
+    analysis = Analysis.open(options.folder)
+    report_problems(analysis)
+    path = options.out or analysis.folder.path / "report.html"
+    figures = files.drawings(analysis)
+    page.save(analysis, figures, path)
+    paths = [path, *(files.save(analysis.folder.path, figures) if options.figures else [])]
     print("saved: " + " ".join(str(path) for path in paths), file=sys.stderr)
     return 0

@@ -14,6 +14,7 @@ from benchmarks.cli import lm
 from benchmarks.cli.tables import report_problems
 from benchmarks.suites import load as suites
 from epmq.errors import UserError
+from results.analysis.analysis import Analysis
 
 MERGE_OPTIONS = ("scale", "keep")
 
@@ -122,9 +123,10 @@ def _run(options: argparse.Namespace) -> int:
     asked = {k: v for k, v in vars(options).items() if k not in ("command", "out") and v is not None}
     asked = {k: str(v) if isinstance(v, Path) else v for k, v in asked.items()}
     folder = run(suite, request, options.out, asked, setting, execute)
-    report_problems(folder)
+    analysis = Analysis(folder)
+    report_problems(analysis)
     print(
-        f"{len(folder.records())} cells in {folder.path}; 'epmq table {folder.path}' prints them",
+        f"{len(analysis.records)} cells in {folder.path}; 'epmq table {folder.path}' prints them",
         file=sys.stderr,
     )
     return 0

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from epmq.errors import UserError
-from results.store.folder import RunFolder
+from results.analysis.analysis import Analysis
 from results.tables import diff as diffs
 from results.tables.columns import GROUPS
 from results.tables.comparison import FORMATS, render, save
@@ -54,25 +54,25 @@ def _table(options: argparse.Namespace) -> int:
     )
     if options.save and selection != Selection([], [], [], [], [], []):
         raise UserError("--save writes the whole table; leave out what selects and sorts")
-    folder = RunFolder.open(options.folder)
-    text = render(folder, options.format, selection)
-    report_problems(folder)
+    analysis = Analysis.open(options.folder)
+    text = render(analysis, options.format, selection)
+    report_problems(analysis)
     print(text, end="")
     if options.save:
-        print("saved: " + " ".join(str(path) for path in save(folder)), file=sys.stderr)
+        print("saved: " + " ".join(str(path) for path in save(analysis)), file=sys.stderr)
     return 0
 
 
 def _diff(options: argparse.Namespace) -> int:
-    before, after = RunFolder.open(options.before), RunFolder.open(options.after)
+    before, after = Analysis.open(options.before), Analysis.open(options.after)
     text = diffs.render(diffs.diff(before, after, options.task), options.format)
-    for folder in (before, after):
-        report_problems(folder)
+    for analysis in (before, after):
+        report_problems(analysis)
     print(text, end="")
     return 0
 
 
-def report_problems(folder: RunFolder) -> None:
+def report_problems(analysis: Analysis) -> None:
     """Say on standard error which lines of a folder were skipped."""
-    for problem in folder.problems:
-        print(f"epmq: warning: {folder.path}/{problem}", file=sys.stderr)
+    for problem in analysis.problems:
+        print(f"epmq: warning: {analysis.folder.path}/{problem}", file=sys.stderr)

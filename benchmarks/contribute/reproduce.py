@@ -21,6 +21,7 @@ from benchmarks.workbench.machine import Machine
 from epmq.calibration import Calibration, Target
 from epmq.errors import UserError
 from epmq.layer.spec import QuantSpec
+from results.analysis.analysis import Analysis
 from results.judge.check import check
 from results.store.folder import RunFolder
 from results.store.records import Axis, Record
@@ -88,7 +89,7 @@ def reproduce(folder: RunFolder, records: Sequence[Record], suite: Suite) -> Ite
     that is better than what comes out here is no more reproducible than one that is worse.
     """
     with tempfile.TemporaryDirectory() as temporary:
-        claimed = _copied(folder, records, Path(temporary) / "claimed")
+        claimed = Analysis(_copied(folder, records, Path(temporary) / "claimed"))
         setting = Setting(Machine.choose("cpu", "float32"), lock_for_run(suite, None, unpinned=False))
         for record in records:
             try:
@@ -96,8 +97,8 @@ def reproduce(folder: RunFolder, records: Sequence[Record], suite: Suite) -> Ite
             except (UserError, TypeError, ValueError) as error:  # a stranger's axes may be anything
                 yield f"{record.method} ({record.key}) cannot be computed here: {error}"
                 return
-        again = RunFolder.open(Path(temporary) / "again")
-        computed = {record.key for record in again.records()}
+        again = Analysis.open(Path(temporary) / "again")
+        computed = {record.key for record in again.records}
         for record in records:
             if record.key not in computed:
                 yield (
@@ -114,5 +115,5 @@ def _copied(folder: RunFolder, records: Sequence[Record], path: Path) -> RunFold
     """A folder with some records of ``folder`` alone."""
     copy = RunFolder.open(path, folder.manifest, create=True)
     for record in records:
-        copy.append(record, folder.correct(record.key), folder.predictions(record.key))
+        copy.append(record, *folder.samples(record.key))
     return copy

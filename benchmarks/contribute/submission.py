@@ -24,10 +24,10 @@ from tabulate import tabulate
 from benchmarks.suites import load as suites
 from benchmarks.suites.forms import Suite
 from epmq.errors import UserError
+from results.analysis.analysis import Analysis
 from results.judge.verify import verify
 from results.store.files import os_errors, read_bounded
-from results.store.folder import RunFolder
-from results.store.records import SCHEMA, Name, Record, complaint, printable
+from results.store.records import Manifest, Name, Record, complaint, printable
 
 EMBEDDED = "micro-clip-8"
 FORM = "submission.json"
@@ -59,7 +59,7 @@ class Submission(BaseModel):
 
 
 @dataclass(frozen=True)
-class Point:
+class Requirement:
     """One thing that is asked of a contribution, and what is wrong with it."""
 
     name: str
@@ -72,7 +72,7 @@ class Judgement:
     """What was found, point by point; only a folder that passes every point is accepted."""
 
     folder: str
-    points: tuple[Point, ...]
+    points: tuple[Requirement, ...]
     computed_again: tuple[str, ...]
 
     @property
@@ -100,12 +100,21 @@ class Judgement:
 class _Part:
     """One results folder of a contribution, opened."""
 
-    folder: RunFolder
+    analysis: Analysis
     records: list[Record]
+
+    @classmethod
+    def open(cls, path: Path) -> _Part:
+        analysis = Analysis.open(path)
+        return cls(analysis, analysis.records)
 
     @property
     def name(self) -> str:
-        return self.folder.path.name
+        return self.analysis.folder.path.name
+
+    @property
+    def manifest(self) -> Manifest:
+        return self.analysis.manifest
 
     @property
     def methods(self) -> list[Record]:
@@ -146,22 +155,21 @@ def _attempt(make: Callable[P, T], *args: P.args, **options: P.kwargs) -> tuple[
         return None, (str(error),)
 
 
-def _point(name: str, complaints: Iterable[str] | None) -> Point:
+def _point(name: str, complaints: Iterable[str] | None) -> Requirement:
     """A point; ``None`` where an earlier one, which it needs, has failed."""
     if complaints is None:
-        return Point(name, "not checked")
+        return Requirement(name, "not checked")
     try:
         found = tuple(" ".join(text.split()) for text in complaints)
     except UserError as error:
         found = (" ".join(str(error).split()),)
-    return Point(name, "failed" if found else "passed", found)
+    return Requirement(name, "failed" if found else "passed", found)
 
 
 def _questions(parts: Sequence[_Part], embedded: Suite) -> dict[str, Iterable[str]]:
     """What is asked of folders that can be read; a question is answered when its complaints are read."""
     return {
         "every cell is there": _each(parts, _incomplete),
-        f"schema {SCHEMA}": _each(parts, _schema),
         "the suite's present version": _each(parts, partial(_suite, embedded=embedded)),
         "pinned": _each(parts, _unpinned),
         "no rehearsal": _each(parts, _rehearsal),
@@ -191,39 +199,32 @@ def read_form(path: Path) -> Submission:
 
 def _opened(path: Path, embedded: Suite) -> list[_Part]:
     """The contributed folder, then the embedded suite's one beside it unless it is that itself."""
-    folder = RunFolder.open(path)
-    parts = [_Part(folder, folder.records())]
-    if folder.manifest.suite != embedded.name:
-        beside = RunFolder.open(path.with_name(f"{path.name}-{embedded.name}"))
-        parts.append(_Part(beside, beside.records()))
+    parts = [_Part.open(path)]
+    if parts[0].manifest.suite != embedded.name:
+        parts.append(_Part.open(path.with_name(f"{path.name}-{embedded.name}")))
     return parts
 
 
 def _absent(form: Submission, part: _Part) -> Iterator[str]:
-    there = part.roundings | {record.method for record in part.methods}
+    names = part.roundings | {record.method for record in part.methods}
     for name in form.methods:
-        if name not in there:
-            yield f"{FORM} names {name!r}, no record is of that method; there are {', '.join(sorted(there))}"
+        if name not in names:
+            yield f"{FORM} names {name!r}, no record is of that method; there are {', '.join(sorted(names))}"
 
 
 def _incomplete(part: _Part) -> Iterator[str]:
-    yield from part.folder.problems
+    yield from part.analysis.problems
     if not part.methods:
         yield "holds no cell of a method"
     done = {record.key for record in part.records}
-    for cell in part.folder.manifest.cells:
+    for cell in part.manifest.cells:
         if cell.key not in done:
             of = " ".join(str(x) for x in (cell.merge, cell.method, cell.target, cell.bits) if x is not None)
             yield f"{of} ({cell.key}) was asked for and is not run; run the same command again"
 
 
-def _schema(part: _Part) -> Iterator[str]:
-    if part.folder.schema != SCHEMA:
-        yield f"is of schema {part.folder.schema}; run it again with this version of epmq"
-
-
 def _suite(part: _Part, embedded: Suite) -> Iterator[str]:
-    stored = part.folder.manifest
+    stored = part.manifest
     if stored.suite not in (embedded.name, *suites.names()):
         yield f"is of {stored.suite}, which is no suite of epmq here"
         return
@@ -237,17 +238,17 @@ def _suite(part: _Part, embedded: Suite) -> Iterator[str]:
 def _unpinned(part: _Part) -> Iterator[str]:
     if loose := [record for record in part.records if not record.pinned]:
         yield f"{len(loose)} of {len(part.records)} records are not pinned; run without --unpinned"
-    if "unpinned" in json.dumps(part.folder.manifest.revisions):
+    if "unpinned" in json.dumps(part.manifest.revisions):
         yield "the manifest names a revision that is not pinned; pin the suite and run again"
 
 
 def _rehearsal(part: _Part) -> Iterator[str]:
-    if part.folder.manifest.rehearsal:
+    if part.manifest.rehearsal:
         yield "is a rehearsal on made-up data or checkpoints"
 
 
 def _unverified(part: _Part) -> Iterator[str]:
-    for point in verify(part.folder).points:
+    for point in verify(part.analysis).points:
         yield from (f"{point.what}: {failure}" for failure in point.failures)
 
 
@@ -281,7 +282,7 @@ def _chosen(part: _Part, cells: int) -> list[Record]:
 def _not_reproduced(part: _Part, embedded: Suite, again: Sequence[Record]) -> Iterator[str]:
     from benchmarks.contribute.reproduce import reproduce
 
-    yield from reproduce(part.folder, again, embedded)
+    yield from reproduce(part.analysis.folder, again, embedded)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -139,7 +139,7 @@ def measure(
 
 def _right(folder: RunFolder) -> list[NDArray[np.bool_]]:
     """Return by task which samples each cell got right, (cells, samples)."""
-    runs = [folder.correct(record.key) for record in folder.records()]
+    runs = [folder.samples(record.key).correct for record in folder.records()]
     shapes = {tuple(sorted((task, right.size) for task, right in run.items())) for run in runs}
     if len(shapes) != 1 or not runs[0]:
         raise UserError(f"{folder.path}: its cells need accuracies on the same samples; there are none such")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import pickle
 import zipfile
 from collections.abc import Mapping
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from epmq.checkpoints.lazy import sha256
 from epmq.errors import UserError
+from epmq.files import replacing
 
 SOURCE = "source_sha256"  # in the copy's metadata
 
@@ -71,11 +71,5 @@ def _write(state: dict[str, Tensor], copy: Path, metadata: dict[str, str]) -> No
         state[name] = tensor if whole else tensor.clone(memory_format=torch.contiguous_format)
         seen.add(storage)
     copy.parent.mkdir(parents=True, exist_ok=True)
-    temporary = copy.with_name(f".{copy.name}.{os.getpid()}.tmp")
-    try:
+    with replacing(copy) as temporary:
         save_file(state, temporary, metadata)
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(copy)
-    finally:
-        temporary.unlink(missing_ok=True)

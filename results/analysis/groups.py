@@ -4,59 +4,13 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from results.analysis.stats import Difference, Outcome, Ranked, hierarchical_bootstrap
-from results.store.folder import RunFolder
-from results.store.records import Axis, Record
-from results.store.samples import PREDICTION, REFERENCE
-
-
-class Run:
-    """The cells of a folder with their outcomes, each file of samples read once."""
-
-    def __init__(self, folder: RunFolder) -> None:
-        self.folder = folder
-        self.groups: list[Group] = sorted(grouped(folder), key=_order)
-        self._outcomes: dict[str, dict[str, Outcome]] = {}
-
-    @cached_property
-    def settings(self) -> dict[str, str]:
-        """What tells a group from those with its merge, method, target and bits, by its first key."""
-        return settings(self.groups, code_hashes(self.folder))
-
-    def outcomes(self, record: Record) -> dict[str, Outcome]:
-        """What a cell did on every test sample, by task."""
-        if record.key not in self._outcomes:
-            self._outcomes[record.key] = outcomes(self.folder, record.key)
-        return self._outcomes[record.key]
-
-    def name(self, group: Group) -> str:
-        """The method, with what tells this group from others of the same method."""
-        words = self.settings[group[0].key]
-        return f"{group[0].method} ({words})" if words else group[0].method
-
-    def partner(self, group: Group, wanted: Callable[[Record], bool]) -> Group | None:
-        """The wanted group on the same merge, bits, grid, device and test samples, with a common seed.
-
-        Where calibration settings leave several, it is the one that shares the most of them.
-        """
-        first = group[0]
-        found = [
-            other
-            for other in self.groups
-            if wanted(other[0]) and basis(other[0]) == basis(first) and pairs(group, other)
-        ]
-        return max(found, key=lambda other: (shared_axes(first, other[0]), other[0].key), default=None)
-
-    def difference(self, group: Group, other: Group) -> Difference:
-        """The paired difference of two groups' averages over their common seeds, as fractions."""
-        sides = zip(*pairs(group, other), strict=True)
-        first, second = ([self.outcomes(record) for record in side] for side in sides)
-        return hierarchical_bootstrap(first, second)
+from results.analysis.stats import Outcome, Ranked
+from results.store.records import Axis, Manifest, Record
+from results.store.samples import PREDICTION, REFERENCE, Samples
 
 
 def pairs(group: Group, other: Group) -> list[tuple[Record, Record]]:
@@ -65,25 +19,15 @@ def pairs(group: Group, other: Group) -> list[tuple[Record, Record]]:
     return [(record, by_seed[record.seed]) for record in group if record.seed in by_seed]
 
 
-def _order(group: Group) -> tuple[object, ...]:
-    first = group[0]
-    return first.merge or "", -(first.bits or 99), first.method, first.key
-
-
-def outcomes(folder: RunFolder, key: str) -> dict[str, Outcome]:
-    """The outcome of every task of the cell ``key``: right or wrong, or ``Ranked`` for Spearman's rho.
-
-    Raises:
-        UserError: the folder has no such record, or its file of samples cannot be used.
-    """
-    found: dict[str, Outcome] = dict(folder.correct(key))
-    predictions = folder.predictions(key)
-    for name in predictions:
-        task = name.removesuffix(REFERENCE)
-        if task != name:
-            pair = (predictions[task + end].astype(np.float64) for end in (PREDICTION, REFERENCE))
-            found[task] = Ranked(*pair)
-    return found
+def outcomes(samples: Samples) -> dict[str, Outcome]:
+    """The outcome of every task of a cell: right or wrong, or ``Ranked`` for Spearman's rho."""
+    predictions = samples.predictions
+    ranked = [name.removesuffix(REFERENCE) for name in predictions if name.endswith(REFERENCE)]
+    ends = (PREDICTION, REFERENCE)
+    return {
+        **samples.correct,
+        **{task: Ranked(*(predictions[task + end].astype(np.float64) for end in ends)) for task in ranked},
+    }
 
 
 Group = tuple[Record, ...]
@@ -91,16 +35,15 @@ Group = tuple[Record, ...]
 GRID_AXES = ("group_size", "symmetric", "act_order", "block_size", "fit_scales_on", "scale_dtype")
 
 
-def grouped(folder: RunFolder) -> list[Group]:
-    """The folder's records, those that differ in ``seed`` only together, by seed ascending.
+def grouped(records: Iterable[Record], codes: Mapping[str, str]) -> list[Group]:
+    """The records, those that differ in ``seed`` only together, by seed ascending.
 
-    Records made by different code (as the manifest says) are never one group. Of records that agree even
+    Records made by different code (by key in ``codes``) are never one group. Of records that agree even
     in the seed each begins a group of its own.
     """
-    codes = code_hashes(folder)
     groups: dict[str, list[Record]] = {}
     seen: dict[tuple[str, int], int] = defaultdict(int)
-    for record in sorted(folder.records(), key=lambda record: (record.seed, record.key)):
+    for record in sorted(records, key=lambda record: (record.seed, record.key)):
         same = _identity(record, codes)
         repeat = seen[same, record.seed]
         seen[same, record.seed] += 1
@@ -108,9 +51,9 @@ def grouped(folder: RunFolder) -> list[Group]:
     return [tuple(group) for group in groups.values()]
 
 
-def code_hashes(folder: RunFolder) -> dict[str, str]:
+def code_hashes(manifest: Manifest) -> dict[str, str]:
     """By key the hash of the code that a cell was asked from, where the manifest has it."""
-    codes = {cell.key: (cell.model_extra or {}).get("code") for cell in folder.manifest.cells}
+    codes = {cell.key: (cell.model_extra or {}).get("code") for cell in manifest.cells}
     return {key: code for key, code in codes.items() if isinstance(code, str)}
 
 

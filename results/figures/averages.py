@@ -8,13 +8,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from results.figures.data import FigureData, Point, bit_widths, by, errors, number, numbers
+from results.figures.data import BOUNDS, FigureData, Point, bit_widths, by, errors, number, numbers
 from results.figures.style import (
     INK,
     MUTED,
-    PAPER,
     Series,
     clipped,
+    filled_by,
     floor_of,
     label_beside,
     padded,
@@ -22,8 +22,6 @@ from results.figures.style import (
     shortened,
 )
 
-_BOUNDS = ("experts", "merged", "zero-shot")
-_BITS_MARKERS = "osD^vP"
 _BESIDE_FULL = 1.05  # of the axis, for the names of the bounds
 
 
@@ -32,7 +30,7 @@ def accuracy(data: FigureData) -> Figure:
     merges = by([point for point in data.points if point["merge"] is not None], "merge")
     figure, axes = panels(len(merges), 3.2, right=1.86, left=0.5)
     bits = [None, *(bit for bit in bit_widths(data.points) if bit is not None)]
-    series = Series([str(point["label"]) for point in data.points if point["bits"] is not None])
+    series = Series(data.places)
     for ax, merge in zip(axes, merges, strict=True):
         points = [point for point in data.points if point["merge"] in (merge, None)]
         _accuracy_panel(ax, points, bits, series)
@@ -41,7 +39,7 @@ def accuracy(data: FigureData) -> Figure:
 
 
 def _accuracy_panel(ax: Axes, points: Sequence[Point], bits: Sequence[int | None], series: Series) -> None:
-    bounds = [point for point in points if point["label"] in _BOUNDS and point["bits"] is None]
+    bounds = [point for point in points if point["label"] in BOUNDS and point["bits"] is None]
     ceilings = [point for point in points if point["bits"] is None and point not in bounds]
     groups = by([point for point in points if point["bits"] is not None], "label")
     shown = [number(point, "average", 100) for group in groups.values() for point in group]
@@ -53,7 +51,7 @@ def _accuracy_panel(ax: Axes, points: Sequence[Point], bits: Sequence[int | None
     ax.grid(axis="y")
     _bounds(ax, bounds)
     for point in ceilings:
-        _ceiling(ax, point)
+        _ceiling(ax, point, series)
     ends = []
     for index, (label, group) in enumerate(groups.items()):
         shift = 0.34 * (index / max(len(groups) - 1, 1) - 0.5)
@@ -70,18 +68,19 @@ def _place(bits: object, widths: Sequence[int | None]) -> float:
 def _bounds(ax: Axes, points: Sequence[Point]) -> None:
     for point in points:
         value = number(point, "average", 100)
-        ax.axhline(value, color=MUTED, linewidth=0.9, zorder=1)
+        ax.axhline(value, color=INK, linewidth=0.7, zorder=1)
         words = f"{point['label']} {value:.1f}"
         ax.annotate(
-            words, (-_BESIDE_FULL, value), (2, 1.5), textcoords="offset points", color=MUTED, fontsize=7
+            words, (-_BESIDE_FULL, value), (2, 1.5), textcoords="offset points", color=INK, fontsize=7
         )
 
 
-def _ceiling(ax: Axes, point: Point) -> None:
-    value = number(point, "average", 100)
-    ax.errorbar([0], [value], yerr=errors([point], "average"), color=INK, marker="_", elinewidth=0.9)
-    words = f"{shortened(str(point['label']), 18)}"
-    ax.annotate(words, (0, value), (4, 2), textcoords="offset points", color=INK, fontsize=7.2)
+def _ceiling(ax: Axes, point: Point, series: Series) -> None:
+    label, value = str(point["label"]), number(point, "average", 100)
+    look = series.line(label, str(point["role"]))
+    ax.errorbar([0], [value], yerr=errors([point], "average"), elinewidth=0.9, **look)
+    words, colour = shortened(label, 18), look["color"]
+    ax.annotate(words, (0, value), (4, 2), textcoords="offset points", color=colour, fontsize=7.2)
 
 
 def _line(
@@ -104,12 +103,12 @@ def _line(
 
 
 def recovery(data: FigureData) -> Figure:
-    """Draw the recovery of every method with its interval, one panel per merge, bits by the marker."""
+    """Draw the recovery of every method with its interval, one panel per merge, bits by the filling."""
     merges = by(data.points, "merge")
     most = max(len(by(points, "label")) for points in merges.values())
     figure, axes = panels(len(merges), 0.9 + 0.3 * most, left=1.8, right=0.2)
     bits = bit_widths(data.points)
-    series = Series([str(point["label"]) for point in data.points])
+    series = Series(data.places)
     low = min(0.0, floor_of(numbers(data.points, "recovery", 100)))
     high = max(numbers(data.points, "high", 100))
     for ax, (merge, points) in zip(axes, merges.items(), strict=True):
@@ -132,8 +131,8 @@ def _recovery_panel(ax: Axes, points: Sequence[Point], bits: Sequence[int | None
         label, rank = str(point["label"]), bits.index(point["bits"])
         own = bit_widths(groups[label])
         y = labels.index(label) + 0.4 * (own.index(bits[rank]) - (len(own) - 1) / 2) / max(len(own) - 1, 1)
-        look = {**series.line(label, "expert"), "marker": _BITS_MARKERS[rank % 6], "linestyle": "none"}
-        look["markerfacecolor"] = PAPER if rank else look["color"]
+        look = {**series.line(label, "expert"), **filled_by(rank, series.colour(label)), "linestyle": "none"}
+        look["markersize"] = 5.5
         x = number(point, "recovery", 100)
         ax.errorbar([x], [y], xerr=errors([point], "recovery"), elinewidth=1.1, **look)
         clipped(ax, x, y, look["color"], "left")
@@ -144,10 +143,9 @@ def _legend(figure: Figure, bits: Sequence[int | None]) -> None:
         Line2D(
             [],
             [],
-            color=MUTED,
             linestyle="none",
-            marker=_BITS_MARKERS[rank % 6],
-            markerfacecolor=PAPER if rank else MUTED,
+            marker="o",
+            **filled_by(rank, MUTED),
             label=f"{bit}-bit" if bit else "full",
         )
         for rank, bit in enumerate(bits)

@@ -4,23 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from results.figures.data import FigureData, Point, by, number, numbers
-from results.figures.style import COLOURS, INK, MUTED, NEUTRAL, PAPER, WIDTH, shortened
+from results.figures.style import INK, MUTED, WIDTH, Series, shortened
 
 _COLUMNS = 2
 _BAR, _HEADING = 0.142, 0.36  # inches
 _LEFT, _RIGHT, _BETWEEN, _BELOW = 1.65, 0.12, 0.16, 0.3
 _ORDER = ("merged", "expert", "control")
-_LOOK: dict[str, dict[str, Any]] = {
-    "expert": {"facecolor": COLOURS[0], "linewidth": 0},
-    "merged": {"facecolor": NEUTRAL, "linewidth": 0},
-    "control": {"facecolor": PAPER, "edgecolor": COLOURS[0], "hatch": "/////", "linewidth": 0.6},
-}
 
 
 def tasks(data: FigureData) -> Figure:
@@ -39,7 +33,7 @@ def tasks(data: FigureData) -> Figure:
         left = _LEFT + column * (width + _BETWEEN)
         bottom = total - (row + 1) * height
         ax = figure.add_axes((left / WIDTH, bottom / total, width / WIDTH, _BAR * len(labels) / total))
-        _panel(ax, points, labels)
+        _panel(ax, points, labels, Series(data.places))
         ax.set_title(f"{shortened(task, 16)}", pad=3, fontsize=8.4)
         ax.annotate(f"n = {points[0]['n']}", (1, 1), (0, 3), xycoords="axes fraction",
                     textcoords="offset points", ha="right", color=MUTED, fontsize=7)  # fmt: skip
@@ -50,7 +44,7 @@ def tasks(data: FigureData) -> Figure:
     return figure
 
 
-def _panel(ax: Axes, points: Sequence[Point], labels: Sequence[str]) -> None:
+def _panel(ax: Axes, points: Sequence[Point], labels: Sequence[str], series: Series) -> None:
     ax.set_xlim(min(0.0, *numbers(points, "value", 100)), 124)
     ax.set_ylim(len(labels) - 0.45, -0.55)
     ax.tick_params(length=0)
@@ -61,5 +55,5 @@ def _panel(ax: Axes, points: Sequence[Point], labels: Sequence[str]) -> None:
             style = "-" if label == "experts" else (0, (2, 1.5))
             ax.axvline(value, color=INK, linewidth=0.9, linestyle=style, zorder=3)
             continue
-        ax.barh(labels.index(label), value, height=0.78, **_LOOK.get(str(point["role"]), _LOOK["merged"]))
+        ax.barh(labels.index(label), value, height=0.7, **series.bar(label, str(point["role"])))
         ax.annotate(f"{value:.1f}", (123, labels.index(label)), ha="right", va="center", fontsize=7)

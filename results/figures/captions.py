@@ -19,9 +19,9 @@ WORDS: Final[dict[Kind, Words]] = {
     "bits": Words(
         "What fewer bits cost, and what each method keeps",
         "Average {score} in percent by nominal bits, one panel per merge; bars are 95 % intervals of the "
-        "test samples ({samples}). Grey lines: the experts, the merged model and the base model in full "
+        "test samples ({samples}). Thin lines: the experts, the merged model and the base model in full "
         "precision. Filled markers, solid lines: expert target; hollow, dashed: merged target; dotted: "
-        "two-step controls; dashes at “full”: full-precision controls. A triangle at the lower edge: "
+        "two-step controls; markers at “full”: full-precision controls. A triangle at the lower edge: "
         "below it, at the number beside.",
         "Average {score} of {count} methods and controls by bits. The numbers are in the comparison table.",
     ),
@@ -36,8 +36,8 @@ WORDS: Final[dict[Kind, Words]] = {
     "tasks": Words(
         "Task by task: {merge}, {bits} bits",
         "Value on each task in percent ({score}), {merge} at {bits} bits; n is the number of test "
-        "samples. Lines: the task's expert (solid) and the merged model in full precision (dashed). Blue "
-        "bars: expert target; grey: merged target; hatched: two-step controls.",
+        "samples. Lines: the task's expert (solid) and the merged model in full precision (dashed). Filled "
+        "bars: expert target; hollow: merged target; hatched: two-step controls.",
         "Bars of every method on each task, {merge} at {bits} bits. The numbers are in the table of tasks.",
     ),
     "deviations": Words(

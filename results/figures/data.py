@@ -6,13 +6,13 @@ import itertools
 import json
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Final
 
-from results.analysis.groups import outcomes
-from results.analysis.rows import Row, comparison, recovered
-from results.analysis.stats import hierarchical_bootstrap
+from results.analysis.analysis import Analysis
+from results.analysis.rows import Row
+from results.analysis.stats import NORMAL_95
 from results.figures.captions import WORDS, Kind
 from results.store.folder import RunFolder
 from results.store.records import Record
@@ -20,15 +20,16 @@ from results.store.tuning import trials
 from results.tables.comparison import REHEARSAL
 from results.tables.formats import csv_text
 
+BOUNDS: Final = ("experts", "merged", "zero-shot")  # in full precision: lines to compare with, no series
 Point = dict[str, str | int | float | None]
-_NORMAL: Final = 1.959963984540054  # two-sided 95 %
 
 
 @dataclass(frozen=True)
 class FigureData:
     """One figure: a file name without an ending, what is to be read in it, and its points.
 
-    ``alt`` says in words what is shown, for those who cannot see it.
+    ``alt`` says in words what is shown, for those who cannot see it. ``places`` has by label the place of
+    its method among all of the folder, which gives its colour and marker.
     """
 
     name: str
@@ -37,20 +38,29 @@ class FigureData:
     caption: str
     alt: str
     points: tuple[Point, ...]
+    places: Mapping[str, int] = field(default_factory=dict)
 
 
-def figure_data(folder: RunFolder) -> list[FigureData]:
+def figure_data(analysis: Analysis) -> list[FigureData]:
     """The figures that the records can fill, in the order in which they are to be read.
 
     Raises:
         UserError: per-sample outcomes or the folder's ``tuning.json`` cannot be used.
     """
-    rows = [row for row in comparison(folder) if row.records]
+    rows = [row for row in analysis.rows if row.records]
     label = _labels(rows)
-    found = [*_accuracy(rows, label), *_recovery(folder, rows, label), *_tasks(rows, label)]
-    found += [*_deviations(rows, label), *_anchors(rows), *_search(folder)]
-    ending = f" {REHEARSAL.capitalize()}." if folder.manifest.rehearsal else ""
-    return [_ended(data, ending) for data in _named_apart(found)]
+    figures = [*_accuracy(rows, label), *_recovery(analysis, rows, label), *_tasks(rows, label)]
+    figures = [replace(data, places=_places(rows, label)) for data in [*figures, *_deviations(rows, label)]]
+    figures += [*_anchors(rows, label), *_search(analysis.folder)]
+    ending = f" {REHEARSAL.capitalize()}." if analysis.manifest.rehearsal else ""
+    return [replace(data, caption=data.caption + ending) for data in _named_apart(figures)]
+
+
+def _places(rows: Sequence[Row], label: Callable[[Row], str]) -> dict[str, int]:
+    """By label its place: methods by name, then the controls that are drawn as series."""
+    drawn = [row for row in rows if row.method not in BOUNDS or row.bits is not None]
+    labels = sorted({(row.kind != "method", label(row)) for row in drawn})
+    return {name: place for place, (_, name) in enumerate(labels)}
 
 
 def _figure(
@@ -63,16 +73,12 @@ def _figure(
     return FigureData(name, kind, title, caption, alt, tuple(points))
 
 
-def _ended(data: FigureData, ending: str) -> FigureData:
-    return FigureData(**{**vars(data), "caption": data.caption + ending})
-
-
-def _named_apart(found: Sequence[FigureData]) -> Iterator[FigureData]:
+def _named_apart(figures: Sequence[FigureData]) -> Iterator[FigureData]:
     seen: dict[str, int] = defaultdict(int)
-    for data in found:
+    for data in figures:
         seen[data.name] += 1
         number = seen[data.name]
-        yield data if number == 1 else FigureData(**{**vars(data), "name": f"{data.name}-{number}"})
+        yield data if number == 1 else replace(data, name=f"{data.name}-{number}")
 
 
 def _slug(*parts: object) -> str:
@@ -123,8 +129,8 @@ def _accuracy(rows: Sequence[Row], label: Callable[[Row], str]) -> Iterator[Figu
                 "bits": row.bits,
                 "bits_per_weight": row.records[0].bits_per_weight,
                 "average": row.average,
-                "low": row.average - _NORMAL * row.standard_error,
-                "high": row.average + _NORMAL * row.standard_error,
+                "low": row.average - NORMAL_95 * row.standard_error,
+                "high": row.average + NORMAL_95 * row.standard_error,
             }
         )
     if merges:
@@ -136,14 +142,11 @@ def _merges(rows: Sequence[Row]) -> list[str]:
     return sorted({row.merge for row in rows if row.merge is not None and row.kind == "method"})
 
 
-def _recovery(folder: RunFolder, rows: Sequence[Row], label: Callable[[Row], str]) -> Iterator[FigureData]:
+def _recovery(analysis: Analysis, rows: Sequence[Row], label: Callable[[Row], str]) -> Iterator[FigureData]:
     points: list[Point] = []
     for row in rows:
-        bounds = _bounds(row, rows)
-        if row.recovery is None or row.method == "merged" or bounds is None or row.average is None:
+        if row.method == "merged" or (interval := analysis.recovery_interval(row.records)) is None:
             continue
-        merged, experts = bounds
-        low, high = _recovery_interval(folder, row, merged, experts)
         points.append(
             {
                 "merge": row.merge,
@@ -151,39 +154,12 @@ def _recovery(folder: RunFolder, rows: Sequence[Row], label: Callable[[Row], str
                 "role": _role(row),
                 "bits": row.bits,
                 "recovery": row.recovery,
-                "low": low,
-                "high": high,
+                "low": interval[0],
+                "high": interval[1],
             }
         )
     if points:
         yield _figure("recovery", "recovery", points, rows)
-
-
-def _bounds(row: Row, rows: Sequence[Row]) -> tuple[Row, Row] | None:
-    merged = (
-        other
-        for other in rows
-        if (other.kind, other.method, other.merge) == ("control", "merged", row.merge)
-        and other.records[0].merge_options == row.records[0].merge_options
-    )
-    experts = (other for other in rows if (other.kind, other.method) == ("control", "experts"))
-    found = next(merged, None), next(experts, None)
-    return None if found[0] is None or found[1] is None else (found[0], found[1])
-
-
-def _recovery_interval(folder: RunFolder, row: Row, merged: Row, experts: Row) -> tuple[float, float]:
-    assert merged.average is not None
-    assert experts.average is not None
-    ours = [outcomes(folder, record.key) for record in row.records]
-    theirs = [outcomes(folder, merged.records[0].key)] * len(ours)
-    interval = hierarchical_bootstrap(ours, theirs)
-    ends = [
-        recovered(merged.average + end, merged.average, experts.average)
-        for end in (interval.low, interval.high)
-    ]
-    assert ends[0] is not None
-    assert ends[1] is not None
-    return ends[0], ends[1]
 
 
 def _tasks(rows: Sequence[Row], label: Callable[[Row], str]) -> Iterator[FigureData]:
@@ -242,33 +218,36 @@ def _layers(row: Row, label: str) -> Iterator[Point]:
         }
 
 
-def _anchors(rows: Sequence[Row]) -> Iterator[FigureData]:
+def _anchors(rows: Sequence[Row], label: Callable[[Row], str]) -> Iterator[FigureData]:
     """Cells that differ in the anchor alone; a method whose name is its anchor joins the method it is of."""
     groups: dict[str, list[Row]] = defaultdict(list)
     for row in rows:
         if row.bits is not None and isinstance(row.records[0].axes.get("anchor"), int | float):
             groups[_but_anchor(row.records[0])].append(row)
     points: list[Point] = []
+    known, places = _places(rows, label), {}
     for group in groups.values():
         if len({row.records[0].axes["anchor"] for row in group}) < 2:
             continue
-        name = min((row.method for row in group), key=len)
+        namesake = min(group, key=lambda row: len(row.method))
+        series = f"{namesake.method}, {namesake.bits} bits"
+        places[series] = known[label(namesake)]
         for row in sorted(group, key=lambda row: float(row.records[0].axes["anchor"] or 0)):
             if row.average is None or row.standard_error is None:
                 continue
             points.append(
                 {
                     "merge": row.merge,
-                    "label": f"{name}, {row.bits} bits",
+                    "label": series,
                     "role": _role(row),
                     "anchor": float(row.records[0].axes["anchor"] or 0),
                     "average": row.average,
-                    "low": row.average - _NORMAL * row.standard_error,
-                    "high": row.average + _NORMAL * row.standard_error,
+                    "low": row.average - NORMAL_95 * row.standard_error,
+                    "high": row.average + NORMAL_95 * row.standard_error,
                 }
             )
     if points:
-        yield _figure("anchor", "anchor", points, rows)
+        yield replace(_figure("anchor", "anchor", points, rows), places=places)
 
 
 def _but_anchor(record: Record) -> str:

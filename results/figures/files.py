@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -11,15 +12,15 @@ import matplotlib as mpl
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from results.analysis.analysis import Analysis
 from results.figures import averages, bars, lines
 from results.figures.captions import Kind
 from results.figures.data import FigureData, data_csv, figure_data
 from results.figures.style import RC
 from results.store.files import os_errors, refuse_link, write_atomically
-from results.store.folder import RunFolder
 
 _DPI: Final = 160
-_DRAW: Final[dict[Kind, Callable[[FigureData], Figure]]] = {
+DRAW: Final[dict[Kind, Callable[[FigureData], Figure]]] = {
     "bits": averages.accuracy,
     "recovery": averages.recovery,
     "tasks": bars.tasks,
@@ -35,27 +36,40 @@ def drawn(data: FigureData, fmt: Literal["svg", "png"]) -> bytes:
     with mpl.rc_context():
         mpl.rcdefaults()  # whatever a matplotlibrc says
         mpl.rcParams.update(RC)
-        figure = _DRAW[data.kind](data)
+        figure = DRAW[data.kind](data)
         FigureCanvasAgg(figure)
         buffer = io.BytesIO()
         figure.savefig(buffer, format=fmt, dpi=_DPI, metadata=metadata)
     return buffer.getvalue()
 
 
-def save(folder: RunFolder) -> list[Path]:
-    """Write every figure into the folder's ``figures``, as SVG, PNG and CSV; returns the paths.
+@dataclass(frozen=True)
+class Drawing:
+    """A figure's data with its picture as SVG, which files and pages share."""
+
+    data: FigureData
+    svg: bytes
+
+
+def drawings(analysis: Analysis) -> list[Drawing]:
+    """Every figure of a folder, drawn; raises as ``figure_data`` does."""
+    return [Drawing(data, drawn(data, "svg")) for data in figure_data(analysis)]
+
+
+def save(folder: Path, figures: Sequence[Drawing]) -> list[Path]:
+    """Write figures into the folder's ``figures``, as SVG, PNG and CSV; returns the paths.
 
     Raises:
-        UserError: the data cannot be used or the folder cannot be written.
+        UserError: the folder cannot be written.
     """
-    where = folder.path / "figures"
+    where = folder / "figures"
     paths = []
     with os_errors(where, "write figures there"):
         refuse_link(where)
         where.mkdir(exist_ok=True)
-        for data in figure_data(folder):
-            files = {"svg": drawn(data, "svg"), "png": drawn(data, "png"), "csv": data_csv(data).encode()}
-            for ending, content in files.items():
-                paths.append(where / f"{data.name}.{ending}")
+        for figure in figures:
+            png, csv = drawn(figure.data, "png"), data_csv(figure.data).encode()
+            for ending, content in {"svg": figure.svg, "png": png, "csv": csv}.items():
+                paths.append(where / f"{figure.data.name}.{ending}")
                 write_atomically(paths[-1], content)
     return paths

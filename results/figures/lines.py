@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections import defaultdict
 from collections.abc import Sequence
+from typing import Final
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from results.figures.data import FigureData, Point, by, errors, numbers
-from results.figures.style import MUTED, Series, clipped, label_beside, panels, shortened
+from results.figures.style import MUTED, Series, clipped, filled_by, label_beside, panels, shortened
 
+_DASHES: Final = ("-", "--", ":", "-.", (0, (5, 1, 1, 1, 1, 1)))
 _SIDES = {"quantisation": "quantisation deviation", "expert_relative": "expert-relative deviation"}
 
 
@@ -20,7 +23,7 @@ def deviations(data: FigureData) -> Figure:
     """Draw both deviations by layer as multiples of the merging deviation, one above the other."""
     groups = by(data.points, "label")
     figure, axes = panels(len(_SIDES), 2.75, right=1.85, left=0.58)
-    series = Series(list(groups))
+    series = Series(data.places)
     for ax, (field, title) in zip(axes, _SIDES.items(), strict=True):
         ends = []
         ax.set_yscale("log")
@@ -63,7 +66,7 @@ def search(data: FigureData) -> Figure:
 def _by_strength(data: FigureData, field: str, unit: str, scale: float) -> Figure:
     merges = by(data.points, "merge")
     figure, axes = panels(len(merges), 2.6, right=1.85, left=0.58)
-    series = Series([str(point["label"]) for point in data.points])
+    series = Series(data.places)
     strengths = sorted(set(numbers(data.points, "anchor")))
     for ax, (merge, points) in zip(axes, merges.items(), strict=True):
         _strength_panel(ax, points, field, scale, strengths, series)
@@ -80,9 +83,13 @@ def _strength_panel(
     series: Series,
 ) -> None:
     ends = []
+    ranks: dict[str, int] = defaultdict(int)  # of the lines of one look, by bits or another setting
     for label, group in by(points, "label").items():
         group.sort(key=lambda point: numbers([point], "anchor"))
         look = series.line(label, str(group[0]["role"]))
+        rank = ranks[look["color"]]
+        ranks[look["color"]] += 1
+        look |= {**filled_by(rank, look["color"]), "linestyle": _DASHES[rank % len(_DASHES)]}
         ys = numbers(group, field, scale)
         bars = errors(group, field, scale) if "low" in group[0] else None
         xs = [strengths.index(value) for value in numbers(group, "anchor")]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, Literal
 
 from matplotlib.axes import Axes
@@ -14,12 +14,13 @@ INK: Final = "#1b1f24"
 MUTED: Final = "#5a6270"
 GRID: Final = "#d5d9df"
 PAPER: Final = "#ffffff"
-NEUTRAL: Final = "#a3abb6"
 # Okabe & Ito's colours but for yellow and black, darkened until text in them reads on white (4.5:1), and more
 COLOURS: Final = (
     *("#0072b2", "#c04f00", "#00805c", "#b84b8a", "#8a6d00", "#3b4cc0", "#882255", "#55752f", "#287585"),
+    *("#7b3fb0", "#7a4b2a"),
 )
-MARKERS: Final = "os^DvP<X>"
+MARKERS: Final = "osDPX>dph"  # no triangle that points at an edge, which stands for a value beyond it
+_FILLS: Final = ("full", "none", "bottom", "left", "top", "right")
 RC: Final[Any] = {
     "font.family": "DejaVu Sans",  # comes with matplotlib: the same on every machine
     "font.size": 8.4,
@@ -55,25 +56,48 @@ _LINES: Final = {"expert": "-", "merged": "--", "control": ":"}
 
 
 class Series:
-    """The look of every series of a figure: the same label has the same colour and marker in all panels."""
+    """The look of every series of a figure, from ``places``: by label the method's place in the folder.
 
-    def __init__(self, labels: Sequence[str]) -> None:
-        self._order = {label: index for index, label in enumerate(dict.fromkeys(labels))}
+    So a method has one colour and one marker in every panel and figure of a folder. No two of the first 99
+    methods have both in common. What has no place is no method and is drawn in ink.
+    """
+
+    def __init__(self, places: Mapping[str, int]) -> None:
+        self._places = places
 
     def colour(self, label: str) -> str:
-        """The colour of a series; colours repeat after the ninth."""
-        return COLOURS[self._order[label] % len(COLOURS)]
+        """The colour of a series."""
+        place = self._places.get(label)
+        return INK if place is None else COLOURS[place % len(COLOURS)]
 
     def line(self, label: str, role: str) -> dict[str, Any]:
         """Matplotlib's arguments for a line: filled markers for the expert target, else hollow."""
         colour = self.colour(label)
         return {
+            "label": label,
             "color": colour,
-            "marker": MARKERS[self._order[label] % len(MARKERS)],
+            "marker": MARKERS[self._places.get(label, 0) % len(MARKERS)],
             "linestyle": _LINES.get(role, "--"),
             "markerfacecolor": colour if role == "expert" else PAPER,
             "markeredgecolor": colour,
         }
+
+    def bar(self, label: str, role: str) -> dict[str, Any]:
+        """Matplotlib's arguments for bars: filled for the expert target, hatched for controls, or hollow."""
+        colour = self.colour(label)
+        hatch = {"hatch": "/////"} if role == "control" else {}
+        fill = colour if role == "expert" else PAPER
+        return {"label": label, "facecolor": fill, "edgecolor": colour, "linewidth": 0.8, **hatch}
+
+
+def filled_by(rank: int, colour: str) -> dict[str, Any]:
+    """Matplotlib's arguments that tell numbers of bits apart by how far a marker of one shape is filled."""
+    return {
+        "fillstyle": _FILLS[rank % len(_FILLS)],
+        "markerfacecolor": colour,
+        "markerfacecoloralt": PAPER,
+        "markeredgecolor": colour,
+    }
 
 
 def shortened(name: str, length: int = 26) -> str:
@@ -216,13 +240,13 @@ _DARK: Final = {
     MUTED: "#a2abb8",
     GRID: "#353c45",
     PAPER: "#15181c",
-    NEUTRAL: "#7d8794",
     **dict(
         zip(
             COLOURS,
             (
                 *("#4da6e8", "#ff8a4a", "#2fc295", "#e58bc0", "#d9b63a", "#93a0ff", "#e06c9f", "#9cc46e"),
                 "#5cc0d3",
+                *("#c39bf0", "#d3a179"),
             ),
             strict=True,
         )

@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 from tabulate import tabulate
 
 from epmq.errors import UserError
-from results.analysis.groups import outcomes
+from results.analysis.analysis import Analysis
 from results.analysis.stats import (
     Floats,
     Outcomes,
@@ -22,7 +22,6 @@ from results.analysis.stats import (
     score,
     task_pvalues,
 )
-from results.store.folder import RunFolder
 from results.store.records import Record
 
 RATE = 0.01  # the chance that the gate fails a run that is as good as the golden one
@@ -100,8 +99,8 @@ class _Tested:
     better: float
 
 
-def check(folder: RunFolder, golden: RunFolder, *, rate: float = RATE, rtol: float = 1e-3) -> CheckReport:
-    """Compare every cell of ``golden`` with the cell of the same key in ``folder``.
+def check(run: Analysis, golden: Analysis, *, rate: float = RATE, rtol: float = 1e-3) -> CheckReport:
+    """Compare every cell of ``golden`` with the cell of the same key in ``run``.
 
     A regression is: a rehearsal; another suite, suite version or device class; a cell, task or layer that is
     missing; accuracy that is worse; a layer objective larger by more than ``rtol`` relative. Accuracy is
@@ -109,7 +108,7 @@ def check(folder: RunFolder, golden: RunFolder, *, rate: float = RATE, rtol: flo
     that a gain elsewhere cannot hide a broken task; Spearman tasks by the paired bootstrap). All these tests
     of all cells are one family under Holm's adjustment: the chance that a run as good as the golden one fails
     by any of them is at most ``rate``. Every other change is listed and does not fail; cells that only
-    ``folder`` has are not looked at.
+    ``run`` has are not looked at.
 
     Raises:
         UserError: the golden run is empty or damaged, or correctness cannot be used or paired.
@@ -118,41 +117,39 @@ def check(folder: RunFolder, golden: RunFolder, *, rate: float = RATE, rtol: flo
         raise UserError(f"false-alarm rate {rate} is out of range; give a number between 0 and 1")
     if not 0 <= rtol < float("inf"):
         raise UserError(f"relative tolerance {rtol} is out of range; give a finite number, 0 or more")
-    expected = golden.records()
     if golden.problems:
-        raise UserError(f"{golden.path}: damaged golden run: {golden.problems[0]}; restore it")
-    if not expected:
-        raise UserError(f"{golden.path}: the golden run holds no records; record one first")
-    cells = tuple(_cell(record) for record in expected)
-    now = folder.records()
-    if foreign := _foreign(folder, now, golden, expected):
+        raise UserError(f"{golden.folder.path}: damaged golden run: {golden.problems[0]}; restore it")
+    if not golden.records:
+        raise UserError(f"{golden.folder.path}: the golden run holds no records; record one first")
+    cells = tuple(_cell(record) for record in golden.records)
+    if foreign := _foreign(run, golden):
         return CheckReport((foreign,), cells, 0, rate)
-    found = {record.key: record for record in now}
+    by_key = {record.key: record for record in run.records}
     moves: list[Move] = []
     tested: list[_Tested] = []
-    for cell, old in zip(cells, expected, strict=True):
-        new = found.get(old.key)
+    for cell, old in zip(cells, golden.records, strict=True):
+        new = by_key.get(old.key)
         if new is None:
             moves.append(Move(cell, "record", "present", "missing", "", "missing"))
             continue
         lost = sorted(set(old.tasks) - set(new.tasks))
         moves += [Move(cell, f"accuracy {task}", "present", "missing", "", "missing") for task in lost]
-        tested += _accuracies(cell, outcomes(golden, old.key), outcomes(folder, new.key))
+        tested += _accuracies(cell, golden.outcomes(old), run.outcomes(new))
         moves += _objective_moves(cell, old, new, rtol)
     moves += _accuracy_moves(tested, rate)
     order = sorted(moves, key=lambda move: (cells.index(move.cell), move.quantity.startswith("objective")))
     return CheckReport(tuple(order), cells, len(tested), rate)
 
 
-def _foreign(folder: RunFolder, now: list[Record], golden: RunFolder, expected: list[Record]) -> Move | None:
+def _foreign(run: Analysis, golden: Analysis) -> Move | None:
     """Why the two runs cannot be compared at all; None where they can."""
-    if folder.manifest.rehearsal:
+    if run.manifest.rehearsal:
         return Move("", "run", "a result", "a rehearsal", "", "rehearsal")
-    suites = [f"{run.manifest.suite} version {run.manifest.suite_version}" for run in (golden, folder)]
+    suites = [f"{x.manifest.suite} version {x.manifest.suite_version}" for x in (golden, run)]
     if suites[0] != suites[1]:
         return Move("", "suite", suites[0], suites[1], "", "other suite version")
-    devices = [{f"{record.device} {record.dtype}" for record in run} for run in (expected, now)]
-    if now and not devices[0] <= devices[1]:
+    devices = [{f"{record.device} {record.dtype}" for record in x.records} for x in (golden, run)]
+    if run.records and not devices[0] <= devices[1]:
         before, after = (", ".join(sorted(names)) for names in devices)
         return Move("", "device", before, after, "", "other device")
     return None

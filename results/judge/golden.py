@@ -13,17 +13,17 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from epmq.errors import UserError
+from results.analysis.analysis import Analysis
 from results.judge.check import check
 from results.judge.verify import verify
 from results.store.files import os_errors, read_bounded, write_atomically
 from results.store.folder import RunFolder
-from results.store.migrate import SCHEMA
 from results.store.records import Record
 
 _MAX_HISTORY = 1 << 25  # bytes
 
 
-def locate(path: Path, folder: RunFolder) -> Path:
+def locate(path: Path, run: Analysis) -> Path:
     """The golden folder for a run: ``path`` itself if it is one, else its place under the root ``path``.
 
     Raises:
@@ -31,35 +31,37 @@ def locate(path: Path, folder: RunFolder) -> Path:
     """
     if (path / "manifest.json").exists():
         return path
-    devices = sorted({record.device for record in folder.records()})
+    devices = sorted({record.device for record in run.records})
     if len(devices) != 1:
         found = ", ".join(devices) or "none"
-        raise UserError(f"{folder.path}: needs records of one device class, not {found}; run on one device")
-    return path / folder.manifest.suite / f"v{folder.manifest.suite_version}-{devices[0]}"
+        raise UserError(
+            f"{run.folder.path}: needs records of one device class, not {found}; run on one device"
+        )
+    return path / run.manifest.suite / f"v{run.manifest.suite_version}-{devices[0]}"
 
 
-def update(folder: RunFolder, path: Path, reason: str) -> tuple[Path, dict[str, object]]:
+def update(run: Analysis, path: Path, reason: str) -> tuple[Path, dict[str, object]]:
     """Make a run the golden one of its suite version and device; returns its folder and the history entry.
 
     Records, samples and manifest are copied; the golden folder is replaced as a whole. The entry says what
     moved against the golden run that was there.
 
     Raises:
-        UserError: there is no reason, or the run is a rehearsal, damaged, incomplete, not pinned, of an older
-            schema, or made from code that was not committed.
+        UserError: there is no reason, or the run is a rehearsal, damaged, incomplete, not pinned, or made
+            from code that was not committed.
     """
     reason = " ".join(reason.split())
     if not reason:
         raise UserError("a golden run is only replaced for a reason; say it with --reason TEXT")
-    records = _fit(folder)
-    target = locate(path, folder)
+    _refuse_unfit(run)
+    target = locate(path, run)
     replaced = target.exists()
-    moves = _moves(folder, RunFolder.open(target)) if replaced else []
+    moves = _moves(run, Analysis.open(target)) if replaced else []
     entry: dict[str, object] = {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "reason": reason,
-        "git_commit": folder.manifest.environment.get("git_commit"),
-        "cells": len(records),
+        "git_commit": run.manifest.environment.get("git_commit"),
+        "cells": len(run.records),
         "replaced": replaced,
         "moved": moves,
     }
@@ -67,28 +69,27 @@ def update(folder: RunFolder, path: Path, reason: str) -> tuple[Path, dict[str, 
         history = target / "history.jsonl"
         before = read_bounded(history, _MAX_HISTORY) if history.exists() else b""
         line = json.dumps(entry, sort_keys=True, allow_nan=False).encode() + b"\n"
-        _replace(folder, records, target, before + line)
+        _replace(run.folder, run.records, target, before + line)
     return target, entry
 
 
-def _moves(folder: RunFolder, old: RunFolder) -> object:
+def _moves(run: Analysis, old: Analysis) -> object:
     """What moves by replacing the golden run ``old``; refuses that of another suite or version."""
-    held, new = (f"{run.manifest.suite} version {run.manifest.suite_version}" for run in (old, folder))
+    held, new = (f"{x.manifest.suite} version {x.manifest.suite_version}" for x in (old, run))
     if held != new:
-        raise UserError(f"{old.path}: holds {held}, the run is of {new}; give another --golden")
-    return check(folder, old).as_json()["moves"]
+        raise UserError(f"{old.folder.path}: holds {held}, the run is of {new}; give another --golden")
+    return check(run, old).as_json()["moves"]
 
 
-def _fit(folder: RunFolder) -> list[Record]:
-    """The records of a run that may become golden; raises a UserError for any other."""
-    records = folder.records()
+def _refuse_unfit(run: Analysis) -> None:
+    """Raise a UserError for a run that may not become golden."""
+    records, problems, folder = run.records, run.problems, run.folder
     missing = {cell.key for cell in folder.manifest.cells} - {record.key for record in records}
     unpinned = [record.key for record in records if not record.pinned]
     dirty = folder.manifest.environment.get("git_dirty")
     faults = {
         "is a rehearsal: its numbers are no results": folder.manifest.rehearsal,
-        f"is of schema {folder.schema}, not {SCHEMA}": folder.schema != SCHEMA,
-        f"is damaged: {(folder.problems or [''])[0]}": bool(folder.problems),
+        f"is damaged: {(problems or [''])[0]}": bool(problems),
         "holds no records": not records,
         f"is incomplete: {len(missing)} cells that it was asked for are missing": bool(missing),
         f"is not pinned: cell {(unpinned or [''])[0]}": bool(unpinned),
@@ -97,10 +98,9 @@ def _fit(folder: RunFolder) -> list[Record]:
     for fault, found in faults.items():
         if found:
             raise UserError(f"{folder.path}: {fault}; a golden run needs a clean, complete, pinned run")
-    failures = [failure for point in verify(folder).points for failure in point.failures]
+    failures = [failure for point in verify(run).points for failure in point.failures]
     if failures:
         raise UserError(f"{folder.path}: fails 'epmq verify': {failures[0]}; run again")
-    return records
 
 
 def _replace(folder: RunFolder, records: list[Record], target: Path, history: bytes) -> None:

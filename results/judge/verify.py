@@ -15,6 +15,7 @@ from typing import Any
 from tabulate import tabulate
 
 from epmq.errors import UserError
+from results.analysis.analysis import Analysis
 from results.figures.data import data_csv, figure_data
 from results.store import samples
 from results.store.files import os_errors, read_bounded, refuse_link
@@ -30,7 +31,7 @@ Failures = Iterable[str]
 
 
 @dataclass(frozen=True)
-class Point:
+class Checked:
     """One thing that was looked at: how many times, and what is wrong, each on one line."""
 
     what: str
@@ -44,7 +45,7 @@ class Report:
 
     folder: str
     schema: int
-    points: tuple[Point, ...]
+    points: tuple[Checked, ...]
     notes: tuple[str, ...]
 
     @property
@@ -81,20 +82,19 @@ class _Cell:
     unreadable: str | None
 
 
-def verify(folder: RunFolder) -> Report:
+def verify(analysis: Analysis) -> Report:
     """Compute a folder's aggregates, hashes and tables again and compare.
 
     Raises:
         UserError: the folder cannot be read at all; everything less is a failure in the report.
     """
-    problems = folder.problems
-    cells = [_read(folder, record) for record in folder.records()]
-    hashed = cells if folder.schema == SCHEMA else []  # schema 1 has no hashes
+    folder, problems = analysis.folder, analysis.problems
+    cells = [_read(folder, record) for record in analysis.records]
     points = [
-        Point("lines of records.jsonl", len(cells) + len(problems), tuple(problems)),
+        Checked("lines of records.jsonl", len(cells) + len(problems), tuple(problems)),
         _point("cells that were asked for", cells, lambda cell: _not_asked(folder, cell.record)),
-        _point("hashes of records", hashed, lambda cell: _record_hash(cell.record)),
-        _point("hashes of samples", hashed, _samples_hash),
+        _point("hashes of records", cells, lambda cell: _record_hash(cell.record)),
+        _point("hashes of samples", cells, _samples_hash),
         _point(
             "tasks' values from samples", cells, lambda cell: [cell.unreadable] if cell.unreadable else []
         ),
@@ -106,15 +106,15 @@ def verify(folder: RunFolder) -> Report:
         ),
         _point("packed sizes and bits per weight", cells, lambda cell: _sizes(cell.record)),
         _alike(cells),
-        _tables(folder),
-        _figures(folder),
+        _tables(analysis),
+        _figures(analysis),
     ]
-    return Report(str(folder.path), folder.schema, tuple(points), tuple(_notes(folder, cells)))
+    return Report(str(folder.path), SCHEMA, tuple(points), tuple(_notes(folder, cells)))
 
 
-def _point(what: str, cells: Sequence[_Cell], failures: Callable[[_Cell], Failures]) -> Point:
+def _point(what: str, cells: Sequence[_Cell], failures: Callable[[_Cell], Failures]) -> Checked:
     found = [f"{cell.record.key}: {failure}" for cell in cells for failure in failures(cell)]
-    return Point(what, len(cells), tuple(found))
+    return Checked(what, len(cells), tuple(found))
 
 
 def _read(folder: RunFolder, record: Record) -> _Cell:
@@ -123,14 +123,15 @@ def _read(folder: RunFolder, record: Record) -> _Cell:
     try:
         data = folder.samples_bytes(record.key)
         sha256 = hashlib.sha256(data).hexdigest()
-        arrays = samples.decode(data, record)
+        correct, predictions = samples.decode(data, record)
     except UserError as error:
         return _Cell(record, {}, {}, sha256, str(error))
     references = {
         name.removesuffix(samples.REFERENCE): hashlib.sha256(array.tobytes()).hexdigest()
-        for name, array in arrays.items()
+        for name, array in predictions.items()
         if name.endswith(samples.REFERENCE)
     }
+    arrays = {**correct, **predictions}
     values = {task: samples.score(arrays, task, result) for task, result in record.tasks.items()}
     return _Cell(record, values, references, sha256, None)
 
@@ -141,9 +142,9 @@ def _not_asked(folder: RunFolder, record: Record) -> Iterator[str]:
         yield f"the manifest asks for it {len(asked)} times, expected once"
     for cell in asked:
         for name in ("kind", "merge", "method", "target", "bits"):
-            wanted, found = getattr(cell, name), getattr(record, name)
-            if wanted != found:
-                yield f"{name} is {found!r}, asked for {wanted!r}"
+            asked_for, recorded = getattr(cell, name), getattr(record, name)
+            if asked_for != recorded:
+                yield f"{name} is {recorded!r}, asked for {asked_for!r}"
 
 
 def _record_hash(record: Record) -> Iterator[str]:
@@ -196,7 +197,7 @@ def _sizes(record: Record) -> Iterator[str]:
         yield f"{bits!r} bits per weight are fewer than the {record.bits} bits of its codes"
 
 
-def _alike(cells: Sequence[_Cell]) -> Point:
+def _alike(cells: Sequence[_Cell]) -> Checked:
     """Two cells can be compared sample by sample only where a task has the same samples in both."""
     seen: dict[str, set[tuple[int, str, str]]] = defaultdict(set)
     for cell in cells:
@@ -208,28 +209,29 @@ def _alike(cells: Sequence[_Cell]) -> Point:
         for task, found in sorted(seen.items())
         if len(found) > 1
     ]
-    return Point("tasks alike in every cell", len(seen), tuple(failures))
+    return Checked("tasks alike in every cell", len(seen), tuple(failures))
 
 
-def _tables(folder: RunFolder) -> Point:
-    files = {table_file(folder, fmt): fmt for fmt in FORMATS}
-    there = {file: fmt for file, fmt in files.items() if os.path.lexists(file)}
-    failures = [_difference(file, partial(render, folder, fmt)) for file, fmt in there.items()]
-    return Point("saved tables", len(there), tuple(filter(None, failures)))
+def _tables(analysis: Analysis) -> Checked:
+    files = {table_file(analysis.folder.path, fmt): fmt for fmt in FORMATS}
+    saved = {file: fmt for file, fmt in files.items() if os.path.lexists(file)}
+    failures = [_difference(file, partial(render, analysis, fmt)) for file, fmt in saved.items()]
+    return Checked("saved tables", len(saved), tuple(filter(None, failures)))
 
 
-def _figures(folder: RunFolder) -> Point:
-    there = sorted((folder.path / "figures").glob("*.csv"))
-    if not there:
-        return Point("data of saved figures", 0, ())
+def _figures(analysis: Analysis) -> Checked:
+    figures = analysis.folder.path / "figures"
+    saved = sorted(figures.glob("*.csv"))
+    if not saved:
+        return Checked("data of saved figures", 0, ())
     try:
-        with os_errors(folder.path / "figures", "read the figures"):
-            refuse_link(folder.path / "figures")
-        texts = {data.name: data_csv(data) for data in figure_data(folder)}
+        with os_errors(figures, "read the figures"):
+            refuse_link(figures)
+        texts = {data.name: data_csv(data) for data in figure_data(analysis)}
     except UserError as error:
-        return Point("data of saved figures", len(there), (str(error),))
-    failures = [_difference(file, partial(texts.get, file.stem)) for file in there]
-    return Point("data of saved figures", len(there), tuple(filter(None, failures)))
+        return Checked("data of saved figures", len(saved), (str(error),))
+    failures = [_difference(file, partial(texts.get, file.stem)) for file in saved]
+    return Checked("data of saved figures", len(saved), tuple(filter(None, failures)))
 
 
 def _difference(file: Path, made: Callable[[], str | None]) -> str | None:
@@ -249,8 +251,6 @@ def _notes(folder: RunFolder, cells: Sequence[_Cell]) -> Iterator[str]:
     keys = {cell.record.key for cell in cells}
     if folder.manifest.rehearsal:
         yield "a rehearsal: made-up data or checkpoints, no number is a result"
-    if folder.schema != SCHEMA:
-        yield f"schema {folder.schema} has no hashes; new folders are of schema {SCHEMA}"
     if missing := [cell for cell in folder.manifest.cells if cell.key not in keys]:
         yield f"{len(missing)} of {len(folder.manifest.cells)} cells that were asked for are not run"
     if loose := sum(not cell.record.pinned for cell in cells):

@@ -9,19 +9,19 @@ every merge, number of bits and setting that the run has; its verdict for a read
 - not run: the run lacks the cells.
 
 Overall a claim has the verdict that its readings share, and is mixed where they differ; a reading that was
-not run does not count. The rule by which a single test passes is in the docstring of each claim.
+not run does not count. ``RULES`` says when a single test passes.
 """
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
-from typing import Final
+from typing import Final, NamedTuple
 
-from results.analysis.groups import Group, Run, pairs
+from results.analysis.analysis import Analysis, average
+from results.analysis.groups import Group, pairs
 from results.analysis.stats import holm, score, task_pvalues
 from results.paper import ledger
 from results.store.records import LayerResult, Record
@@ -29,6 +29,43 @@ from results.store.records import LayerResult, Record
 READINGS: Final = {"epmq": "A, experts' weights", "epmq-features": "B, experts' features"}
 LEVEL: Final = 0.05
 FLOOR: Final = 0.5  # points within which a difference to a published number counts for nothing
+
+
+# by claim, what is tested and when a test passes: what a verdict is shown with
+RULES: Final = {
+    "C1": (
+        "C1: E-PMQ minus GPTQ on the same merge, bits, grid, calibration seed and test samples, in "
+        "points.\n\n"
+        "Passes where the paired 95 % interval is above 0. On a suite, merge and bits that the abstract "
+        "gives numbers for, the size counts too: the interval must reach the paper's gain less 0.5 "
+        "points."
+    ),
+    "C2": (
+        "C2: E-PMQ minus each of its ablations, in points: without the expert target (GPTQ), without "
+        "the anchor.\n\n"
+        "Passes where the paired 95 % interval is above 0, so that what was left out had its share in "
+        "the gain. Counts as not run where one of the two ablations is missing."
+    ),
+    "C3": (
+        "C3: whether the quantisation deviation can be lowered without raising the expert-relative one.\n\n"
+        "With the squared deviations of a layer, Q = ||W_m X - Q X||^2, E = sum_t ||W_t X - Q X||^2 and "
+        "M = sum_t ||W_t X - W_m X||^2, each cell on its own inputs and so relative to its own M: if "
+        "the two were independent, GPTQ, which lowers Q, would lower E as well. They trade off at a "
+        "layer where E-PMQ has the lower E / M and the higher Q / M of the two. Passes where they do so "
+        "at more than half of the layers (one-sided sign test at 5 %). E is measured against the "
+        "experts' weights, which reading A aims at; reading B aims at the experts' features, and no "
+        "deviation from those is recorded.\n\n"
+        "The note gives the means over layers of E / M, of Q / M and of the cosine (E - M - Q) / (2 "
+        "sqrt(M Q)): near 0 where rounding errors ignore the experts, negative where they are spent on "
+        "undoing the merge."
+    ),
+    "C4": (
+        "C4: every task of E-PMQ against the same rounding without E-PMQ (the merged target).\n\n"
+        "A task loses more than noise where McNemar's exact one-sided test (Spearman: the paired "
+        "bootstrap's) says so at 5 %, under Holm's adjustment over all tasks, seeds and cells of a "
+        "reading. Passes where no task does under any seed."
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -62,25 +99,25 @@ class Verdict:
     overall: str = "not run"
 
 
-def judge(run: Run) -> list[Verdict]:
+def judge(analysis: Analysis) -> list[Verdict]:
     """The verdict on each claim.
 
     Raises:
         UserError: the samples of a cell cannot be used.
     """
-    return [_verdict(claim, run) for claim in ledger.claims()]
+    return [_verdict(claim, analysis) for claim in ledger.claims()]
 
 
-def _verdict(claim: ledger.Claim, run: Run) -> Verdict:
+def _verdict(claim: ledger.Claim, analysis: Analysis) -> Verdict:
     test, places = _TESTS[claim.id], list(READINGS)
-    findings = tuple(sorted(test(run), key=lambda finding: places.index(finding.reading)))
+    findings = tuple(sorted(test(analysis), key=lambda finding: places.index(finding.reading)))
     readings = {
         reading: _combined([finding.passed for finding in findings if finding.reading == reading])
         for reading in READINGS
     }
     known = {verdict for verdict in readings.values() if verdict != "not run"}
     overall = "not run" if not known else known.pop() if len(known) == 1 else "mixed"
-    return Verdict(claim, inspect.getdoc(test) or "", findings, readings, overall)
+    return Verdict(claim, RULES[claim.id], findings, readings, overall)
 
 
 def _combined(passed: Sequence[bool]) -> str:
@@ -89,20 +126,16 @@ def _combined(passed: Sequence[bool]) -> str:
     return "supported" if all(passed) else "mixed" if any(passed) else "not supported"
 
 
-def gain(run: Run) -> Iterator[Finding]:
-    """C1: E-PMQ minus GPTQ on the same merge, bits, grid, calibration seed and test samples, in points.
-
-    Passes where the paired 95 % interval is above 0. On a suite, merge and bits that the abstract gives
-    numbers for, the size counts too: the interval must reach the paper's gain less 0.5 points.
-    """
-    for reading, group in _epmq(run, rounding="gptq"):
-        if (other := run.partner(group, _is_plain("gptq"))) is None:
+def gain(analysis: Analysis) -> Iterator[Finding]:
+    """Test E-PMQ against GPTQ, see ``RULES``."""
+    for reading, group in _epmq(analysis, rounding="gptq"):
+        if (other := analysis.partner(group, _is_plain("gptq"))) is None:
             continue
-        value, low, high = (100 * x for x in run.difference(group, other))
+        value, low, high = (100 * x for x in analysis.difference(group, other)[:3])
         stated = paper_gain(group[0])
         note = "" if stated is None else f"the paper's gain: {stated:+.1f}"
         passed = low > 0 and (stated is None or high >= stated - FLOOR)
-        yield _finding(run, reading, group, "minus gptq, points", value, passed, (low, high), note)
+        yield _finding(analysis, reading, group, "minus gptq, points", value, passed, (low, high), note)
 
 
 def paper_gain(record: Record) -> float | None:
@@ -113,107 +146,112 @@ def paper_gain(record: Record) -> float | None:
     return None
 
 
-def ablations(run: Run) -> Iterator[Finding]:
-    """C2: E-PMQ minus each of its ablations, in points: without the expert target (GPTQ), without the anchor.
-
-    Passes where the paired 95 % interval is above 0, so that what was left out had its share in the gain.
-    Counts as not run where one of the two ablations is missing.
-    """
-    for reading, group in _epmq(run, rounding="gptq"):
+def ablations(analysis: Analysis) -> Iterator[Finding]:
+    """Test E-PMQ against each of its ablations, see ``RULES``."""
+    for reading, group in _epmq(analysis, rounding="gptq"):
         without = {
-            "minus no expert target (gptq), points": run.partner(group, _is_plain("gptq")),
-            "minus no anchor, points": run.partner(group, _is_unanchored(reading)),
+            "minus no expert target (gptq), points": analysis.partner(group, _is_plain("gptq")),
+            "minus no anchor, points": analysis.partner(group, _is_unanchored(reading)),
         }
         for quantity, other in without.items():
             if other is None or None in without.values():
                 continue
-            value, low, high = (100 * x for x in run.difference(group, other))
-            averages = (100 * fmean(record.average for record in cells) for cells in (group, other))
+            value, low, high = (100 * x for x in analysis.difference(group, other)[:3])
+            averages = (100 * average(cells) for cells in (group, other))
             note = "{:.1f} against {:.1f}".format(*averages)
-            yield _finding(run, reading, group, quantity, value, low > 0, (low, high), note)
+            yield _finding(analysis, reading, group, quantity, value, low > 0, (low, high), note)
 
 
-def coupling(run: Run) -> Iterator[Finding]:
-    """C3: whether the quantisation deviation can be lowered without raising the expert-relative one.
-
-    With the squared deviations of a layer, Q = ||W_m X - Q X||^2, E = sum_t ||W_t X - Q X||^2 and
-    M = sum_t ||W_t X - W_m X||^2, each cell on its own inputs and so relative to its own M: if the two were
-    independent, GPTQ, which lowers Q, would lower E as well. They trade off at a layer where E-PMQ has
-    the lower E / M and the higher Q / M of the two. Passes where they do so at more than half of the layers
-    (one-sided sign test at 5 %). E is measured against the experts' weights, which reading A aims at;
-    reading B aims at the experts' features, and no deviation from those is recorded.
-
-    The note gives the means over layers of E / M, of Q / M and of the cosine (E - M - Q) / (2 sqrt(M Q)):
-    near 0 where rounding errors ignore the experts, negative where they are spent on undoing the merge.
-    """
+def coupling(analysis: Analysis) -> Iterator[Finding]:
+    """Test at how many layers the two deviations trade off, see ``RULES``."""
     from scipy.stats import binomtest
 
-    for reading, group in _epmq(run, rounding="gptq"):
-        other = run.partner(group, _is_plain("gptq"))
+    for reading, group in _epmq(analysis, rounding="gptq"):
+        other = analysis.partner(group, _is_plain("gptq"))
         layers = [] if other is None else _layers(pairs(group, other))
         if not layers:
             continue
-        trades = sum(bool(layer["trades off"]) for layer in layers)
-        passed = binomtest(trades, len(layers), alternative="greater").pvalue < LEVEL
-        means = {name: fmean(float(str(layer[name])) for layer in layers) for name in _RATIOS}
-        note = "; ".join(
-            f"{name} {means[f'{name}']:.2f}, gptq {means[f'gptq {name}']:.2f}"
-            for name in ("E/M", "Q/M", "cos")
-        )
+        trades = sum(layer.trades_off for layer in layers)
+        passed = bool(binomtest(trades, len(layers), alternative="greater").pvalue < LEVEL)
+        means = [
+            [fmean(column) for column in zip(*side, strict=True)]
+            for side in ([layer.ours for layer in layers], [layer.gptq for layer in layers])
+        ]
+        shown = zip(_RATIOS, *means, strict=True)
+        note = "; ".join(f"{name} {ours:.2f}, gptq {gptq:.2f}" for name, ours, gptq in shown)
         quantity = f"layers of {len(layers)} that trade off"
-        yield _finding(run, reading, group, quantity, trades, passed, None, note, layers)
+        details = [layer.as_detail() for layer in layers]
+        yield _finding(analysis, reading, group, quantity, trades, passed, None, note, details)
 
 
-_RATIOS = ("E/M", "Q/M", "cos", "gptq E/M", "gptq Q/M", "gptq cos")
+class _Ratios(NamedTuple):
+    """Deviations of a layer as ``_RATIOS`` names them: E / M, Q / M and their cosine."""
+
+    expert: float
+    quantisation: float
+    cosine: float
 
 
-def _layers(records: Sequence[tuple[Record, Record]]) -> list[dict[str, object]]:
-    """The layers that both have deviations of, means over seeds."""
-    found = []
+_RATIOS: Final = ("E/M", "Q/M", "cos")
+
+
+class _LayerPair(NamedTuple):
+    """A layer's ratios, means over seeds, under E-PMQ and under GPTQ."""
+
+    name: str
+    ours: _Ratios
+    gptq: _Ratios
+
+    @property
+    def trades_off(self) -> bool:
+        return self.ours.expert < self.gptq.expert and self.ours.quantisation > self.gptq.quantisation
+
+    def as_detail(self) -> dict[str, object]:
+        ours = zip(_RATIOS, self.ours, strict=True)
+        gptq = zip((f"gptq {name}" for name in _RATIOS), self.gptq, strict=True)
+        return {"layer": self.name, **dict(ours), **dict(gptq), "trades off": self.trades_off}
+
+
+def _layers(records: Sequence[tuple[Record, Record]]) -> list[_LayerPair]:
+    """The layers that both cells have deviations of under every seed."""
+    layers = []
     for name in [layer.name for layer in records[0][0].layers]:
         sides = [[_deviations(_layer(pair[side], name)) for pair in records] for side in (0, 1)]
-        ours, plain = ([x for x in side if x is not None] for side in sides)
-        if len(ours) < len(records) or len(plain) < len(records):
-            continue
-        means = [fmean(column) for side in (ours, plain) for column in zip(*side, strict=True)]
-        ratios = dict(zip(_RATIOS, means, strict=True))
-        trades = ratios["E/M"] < ratios["gptq E/M"] and ratios["Q/M"] > ratios["gptq Q/M"]
-        found.append({"layer": name, **ratios, "trades off": trades})
-    return found
+        ours, gptq = ([ratios for ratios in side if ratios is not None] for side in sides)
+        if len(ours) == len(gptq) == len(records):
+            means = (_Ratios(*map(fmean, zip(*side, strict=True))) for side in (ours, gptq))
+            layers.append(_LayerPair(name, *means))
+    return layers
 
 
 def _layer(record: Record, name: str) -> LayerResult | None:
     return next((layer for layer in record.layers if layer.name == name), None)
 
 
-def _deviations(layer: LayerResult | None) -> tuple[float, float, float] | None:
-    """E / M, Q / M and their cosine; None where a deviation is missing or there is none to share."""
+def _deviations(layer: LayerResult | None) -> _Ratios | None:
+    """The ratios of a layer; None where a deviation is missing or there is none to share."""
     if layer is None:
         return None
     E, Q, M = layer.expert_deviation, layer.quantisation_deviation, layer.merging_deviation
     if E is None or Q is None or M is None or Q < 0 or not layer.experts_differ:
         return None
-    return E / M, Q / M, (E - M - Q) / (2 * math.sqrt(M * Q)) if Q else 0.0
+    return _Ratios(E / M, Q / M, (E - M - Q) / (2 * math.sqrt(M * Q)) if Q else 0.0)
 
 
-def no_loss(run: Run) -> Iterator[Finding]:
-    """C4: every task of E-PMQ against the same rounding without E-PMQ (the merged target).
-
-    A task loses more than noise where McNemar's exact one-sided test (Spearman: the paired bootstrap's) says
-    so at 5 %, under Holm's adjustment over all tasks, seeds and cells of a reading. Passes where no task does
-    under any seed.
-    """
+def no_loss(analysis: Analysis) -> Iterator[Finding]:
+    """Test every task of E-PMQ against the same rounding without it, see ``RULES``."""
     for reading in READINGS:
         compared = [
             (group, other)
-            for found, group in _epmq(run)
-            if found == reading and (other := run.partner(group, _is_plain(group[0].rounding))) is not None
+            for its_reading, group in _epmq(analysis)
+            if its_reading == reading
+            and (other := analysis.partner(group, _is_plain(group[0].rounding))) is not None
         ]
         tests = [
             (index, task, before.seed, 100 * (score(a[task]) - score(b[task])), pvalue)
             for index, (group, other) in enumerate(compared)
             for after, before in pairs(group, other)
-            for a, b in [(run.outcomes(after), run.outcomes(before))]
+            for a, b in [(analysis.outcomes(after), analysis.outcomes(before))]
             for task, pvalue in task_pvalues(a, b, alternative="less").items()
         ]
         adjusted = holm([test[-1] for test in tests])
@@ -223,15 +261,19 @@ def no_loss(run: Run) -> Iterator[Finding]:
                 for (place, task, seed, points, _), p in zip(tests, adjusted, strict=True)
                 if place == index
             ]
-            lost = [detail for detail in details if detail["loses"]]
-            worst = min(details, key=lambda detail: float(str(detail["points"])))
-            words = ", ".join(f"{d['task']} {d['points']:+.1f}" for d in lost)
-            note = words or f"smallest change: {worst['task']} {worst['points']:+.1f}"
+            changes = [(points, task) for place, task, _, points, _ in tests if place == index]
+            lost = [
+                f"{task} {points:+.1f}"
+                for (points, task), detail in zip(changes, details, strict=True)
+                if detail["loses"]
+            ]
+            worst, task = min(changes, key=lambda change: change[0])
+            note = ", ".join(lost) or f"smallest change: {task} {worst:+.1f}"
             quantity = f"tasks that lose to {other[0].method}"
-            yield _finding(run, reading, group, quantity, len(lost), not lost, None, note, details)
+            yield _finding(analysis, reading, group, quantity, len(lost), not lost, None, note, details)
 
 
-_TESTS: dict[str, Callable[[Run], Iterator[Finding]]] = {
+_TESTS: dict[str, Callable[[Analysis], Iterator[Finding]]] = {
     "C1": gain,
     "C2": ablations,
     "C3": coupling,
@@ -239,9 +281,9 @@ _TESTS: dict[str, Callable[[Run], Iterator[Finding]]] = {
 }
 
 
-def _epmq(run: Run, rounding: str | None = None) -> Iterator[tuple[str, Group]]:
+def _epmq(analysis: Analysis, rounding: str | None = None) -> Iterator[tuple[str, Group]]:
     """Yield the groups that are E-PMQ as the paper has it, anchored, with the reading each is of."""
-    for group in run.groups:
+    for group in analysis.groups:
         first = group[0]
         if (first.kind, first.target) != ("method", "expert") or not first.axes.get("anchor"):
             continue
@@ -266,7 +308,7 @@ def _is_unanchored(reading: str) -> Callable[[Record], bool]:
 
 
 def _finding(
-    run: Run,
+    analysis: Analysis,
     reading: str,
     group: Group,
     quantity: str,
@@ -278,5 +320,5 @@ def _finding(
 ) -> Finding:
     first = group[0]
     low, high = interval or (None, None)
-    found = (reading, run.name(group), first.merge, first.bits, quantity, value, passed, low, high, note)
+    found = (reading, analysis.name(group), first.merge, first.bits, quantity, value, passed, low, high, note)
     return Finding(*found, tuple(details))

@@ -17,17 +17,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from statistics import fmean
 
-from results.analysis.groups import Group, Run
-from results.analysis.stats import standard_error
+from results.analysis.analysis import Analysis, average
+from results.analysis.groups import Group
+from results.analysis.rows import mean_tasks
+from results.analysis.stats import NORMAL_95, standard_error
 from results.paper import ledger
 from results.paper.claims import FLOOR, READINGS, Verdict, judge
-from results.store.folder import RunFolder
 from results.store.records import Manifest, TaskResult
 
 _PRINTED = 0.05
-_NORMAL = 1.96  # the 97.5 % quantile
 
 
 @dataclass(frozen=True)
@@ -56,7 +55,7 @@ class Line:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class BesidePaper:
     """A run beside the paper; ``lines`` is empty for a suite that nothing is published on."""
 
     manifest: Manifest
@@ -84,15 +83,14 @@ class Comparison:
         return marks
 
 
-def compare(folder: RunFolder) -> Comparison:
+def compare(analysis: Analysis) -> BesidePaper:
     """Put a run beside the paper.
 
     Raises:
         UserError: the samples of a cell cannot be used.
     """
-    run = Run(folder)
-    lines = [*_headline_lines(run), *_bound_lines(run)]
-    return Comparison(folder.manifest, tuple(lines), tuple(judge(run)))
+    lines = [*_headline_lines(analysis), *_bound_lines(analysis)]
+    return BesidePaper(analysis.manifest, tuple(lines), tuple(judge(analysis)))
 
 
 def status(difference: float, tolerance: float) -> str:
@@ -104,29 +102,29 @@ def status(difference: float, tolerance: float) -> str:
 
 def tolerance(suite: str, tasks: dict[str, TaskResult]) -> float:
     """The difference in points up to which an average of ``tasks`` counts as within noise."""
-    return max(FLOOR, ledger.disagreement(suite), 100 * _NORMAL * standard_error(tasks))
+    return max(FLOOR, ledger.disagreement(suite), 100 * NORMAL_95 * standard_error(tasks))
 
 
-def _headline_lines(run: Run) -> Iterator[Line]:
+def _headline_lines(analysis: Analysis) -> Iterator[Line]:
     for entry in ledger.headlines():
-        if entry.suite != run.folder.manifest.suite:
+        if entry.suite != analysis.manifest.suite:
             continue
         methods = {entry.baseline: entry.baseline_value, **dict.fromkeys(READINGS, entry.epmq_value)}
-        for merge in _merges(run, entry):
+        for merge in _merges(analysis, entry):
             for method, value in methods.items():
                 named = ("headline", entry.suite, merge, entry.bits, method, value, entry.note, entry.source)
                 line = Line(*named, merge_stated=entry.merge is not None)
-                found = [group for group in run.groups if _is_method(group, method, merge, entry.bits)]
-                yield from (_beside(replace(line, method=run.name(group)), group) for group in found)
+                found = [group for group in analysis.groups if _is_method(group, method, merge, entry.bits)]
+                yield from (_beside(replace(line, method=analysis.name(group)), group) for group in found)
                 if not found:
                     yield line
 
 
-def _merges(run: Run, entry: ledger.Headline) -> Sequence[str | None]:
+def _merges(analysis: Analysis, entry: ledger.Headline) -> Sequence[str | None]:
     """The merges that a headline number stands beside: its own, or all that were run at its bits."""
     if entry.merge is not None:
         return [entry.merge]
-    firsts = [group[0] for group in run.groups if group[0].kind == "method"]
+    firsts = [group[0] for group in analysis.groups if group[0].kind == "method"]
     return sorted({first.merge for first in firsts if first.merge and first.bits == entry.bits}) or [None]
 
 
@@ -135,13 +133,13 @@ def _is_method(group: Group, method: str, merge: str | None, bits: int) -> bool:
     return (first.kind, first.method, first.merge, first.bits) == ("method", method, merge, bits)
 
 
-def _bound_lines(run: Run) -> Iterator[Line]:
-    suite = run.folder.manifest.suite
+def _bound_lines(analysis: Analysis) -> Iterator[Line]:
+    suite = analysis.manifest.suite
     for quantity, entries in ledger.repeats(suite).items():
         newest = entries[0]
         name = quantity.method if quantity.scale is None else f"{quantity.method} {quantity.scale:g}"
         line = Line("bound", suite, quantity.merge, None, name, newest.value, newest.note, newest.source)
-        found = [group for group in run.groups if _is_control(group, quantity)]
+        found = [group for group in analysis.groups if _is_control(group, quantity)]
         yield _with_worst_task(_beside(line, found[0]), found[0], newest) if found else line
 
 
@@ -153,15 +151,17 @@ def _is_control(group: Group, quantity: ledger.Quantity) -> bool:
 
 def _beside(line: Line, group: Group) -> Line:
     """The line with the group's mean over its seeds beside the published number."""
-    ours = 100 * fmean(record.average for record in group)
-    difference, allowed = ours - line.published, tolerance(line.suite, _tasks(group))
+    ours = 100 * average(group)
+    difference, allowed = ours - line.published, tolerance(line.suite, mean_tasks(group))
     return replace(
         line, ours=ours, difference=difference, tolerance=allowed, status=status(difference, allowed)
     )
 
 
 def _with_worst_task(line: Line, group: Group, bound: ledger.Bound) -> Line:
-    values = {task: 100 * result.value for task, result in _tasks(group).items() if task in bound.per_task}
+    values = {
+        task: 100 * result.value for task, result in mean_tasks(group).items() if task in bound.per_task
+    }
     differences = {task: value - bound.per_task[task] for task, value in values.items()}
     if not differences:
         return line
@@ -169,25 +169,17 @@ def _with_worst_task(line: Line, group: Group, bound: ledger.Bound) -> Line:
     return replace(line, worst_task=(task, differences[task], ledger.task_disagreement(bound.suite, task)))
 
 
-def _tasks(group: Group) -> dict[str, TaskResult]:
-    """Each task's mean over the group's seeds."""
-    return {
-        task: result.model_copy(update={"value": fmean(record.tasks[task].value for record in group)})
-        for task, result in group[0].tasks.items()
-    }
-
-
-def fields(comparison: Comparison) -> dict[str, object]:
+def fields(beside: BesidePaper) -> dict[str, object]:
     """The comparison for programs."""
-    manifest = comparison.manifest
+    manifest = beside.manifest
     return {
         "suite": manifest.suite,
         "suite_version": manifest.suite_version,
         "rehearsal": manifest.rehearsal,
-        "the_papers_suite": comparison.is_the_papers,
+        "the_papers_suite": beside.is_the_papers,
         "paper": ledger.paper().model_dump(),
         "disagreement": ledger.disagreement(manifest.suite),
-        "lines": [asdict(line) for line in comparison.lines],
+        "lines": [asdict(line) for line in beside.lines],
         "claims": [
             {
                 **verdict.claim.model_dump(),
@@ -196,6 +188,6 @@ def fields(comparison: Comparison) -> dict[str, object]:
                 "readings": verdict.readings,
                 "findings": [asdict(finding) for finding in verdict.findings],
             }
-            for verdict in comparison.verdicts
+            for verdict in beside.verdicts
         ],
     }

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
 
 from results.paper import ledger
-from results.paper.claims import READINGS, Finding, Verdict
-from results.paper.compare import Comparison, Line, fields
-from results.tables.formats import Table, Text, csv_text, escape_markdown, json_text, markdown
+from results.paper.claims import Finding
+from results.paper.compare import BesidePaper, Line, fields
+from results.paper.tables import bounds_table, claims_table, findings_table, headline_table
+from results.tables.formats import csv_text, escape_markdown, json_text, markdown
 
 _CSV = (
     *("section", "suite", "rehearsal", "merge", "bits", "method", "quantity", "ours", "low", "high"),
@@ -15,141 +17,61 @@ _CSV = (
 )
 
 
-def to_markdown(comparison: Comparison) -> str:
+def to_markdown(beside: BesidePaper) -> str:
     """The comparison as GitHub's Markdown."""
-    return "\n".join(_parts(comparison))
+    return "\n".join(_parts(beside))
 
 
-def _parts(comparison: Comparison) -> Iterator[str]:
-    manifest, paper = comparison.manifest, ledger.paper()
+def _parts(beside: BesidePaper) -> Iterator[str]:
+    manifest, paper = beside.manifest, ledger.paper()
     yield f"# {escape_markdown(manifest.suite)} version {manifest.suite_version} beside the paper\n"
-    yield from (f"> **{escape_markdown(mark)}**\n" for mark in comparison.marks)
+    yield from (f"> **{escape_markdown(mark)}**\n" for mark in beside.marks)
     yield f"Paper: {paper.title} (arXiv {paper.arxiv}, {paper.date}). All values are in percent.\n"
-    if headlines := [line for line in comparison.lines if line.section == "headline"]:
-        yield "## Headline numbers\n"
-        yield _headlines(headlines)
-    if bounds := [line for line in comparison.lines if line.section == "bound"]:
-        yield "## Published full-precision bounds\n"
-        yield _bounds(bounds)
-    if comparison.lines:
+    if headlines := headline_table(beside):
+        yield f"## Headline numbers\n\n{markdown(headlines)}"
+    if bounds := bounds_table(beside):
+        yield f"## Published full-precision bounds\n\n{markdown(bounds)}"
+    if beside.lines:
         known = ledger.disagreement(manifest.suite)
         yield (
             "A match agrees to 0.05 points; within noise is up to the tolerance: the largest of 0.5 points, "
             f"the known disagreement between public full-precision reproductions ({known:.2f} on this suite) "
             "and the half-width of the binomial 95 % interval of our average.\n"
         )
-    yield "## Claims\n"
-    yield _summary(comparison)
-    for verdict in comparison.verdicts:
+    yield f"## Claims\n\n{markdown(claims_table(beside))}"
+    for verdict in beside.verdicts:
         yield f"### {verdict.claim.id}: {verdict.overall}\n"
         yield f"> {escape_markdown(verdict.claim.text)}\n"
         yield f"{escape_markdown(verdict.rule)}\n"
-        yield _findings(verdict)
+        findings = findings_table(verdict)
+        yield markdown(findings) if findings else "The run lacks the cells that this needs.\n"
 
 
-def _headlines(lines: Sequence[Line]) -> str:
-    headers = ["merge", "method", "bits", "ours", "paper", "difference", "tolerance", "status"]
-    rows = [[_merge(line), line.method, str(line.bits), *_numbers(line), line.status] for line in lines]
-    notes = dict.fromkeys(line.note for line in lines if line.note)
-    return "\n".join([_table(headers, rows, words=3), *(f"In the abstract: {note}.\n" for note in notes)])
-
-
-def _merge(line: Line) -> str:
-    if line.merge_stated:
-        return line.merge or ""
-    return f"{line.merge} (not stated)" if line.merge else "not stated"
-
-
-def _bounds(lines: Sequence[Line]) -> str:
-    headers = ["control", "merge", "published by", "ours", "published", "difference", "tolerance", "status"]
-    rows = [
-        [line.method, line.merge or "", line.source, *_numbers(line), line.status, _worst(line)]
-        for line in lines
-    ]
-    return _table([*headers, "largest task difference"], rows, words=3)
-
-
-def _numbers(line: Line) -> list[str]:
-    difference = "" if line.difference is None else f"{line.difference:+.2f}"
-    return [_number(line.ours), _number(line.published), difference, _number(line.tolerance)]
-
-
-def _worst(line: Line) -> str:
-    if line.worst_task is None:
-        return ""
-    task, difference, known = line.worst_task
-    return f"{task} {difference:+.1f} (sources differ by {known:.1f})"
-
-
-def _summary(comparison: Comparison) -> str:
-    headers = ["claim", *(f"{name} ({words})" for name, words in READINGS.items()), "overall"]
-    rows = [
-        [verdict.claim.id, *(verdict.readings[name] for name in READINGS), verdict.overall]
-        for verdict in comparison.verdicts
-    ]
-    return _table(headers, rows, words=len(headers))
-
-
-def _findings(verdict: Verdict) -> str:
-    if not verdict.findings:
-        return "The run lacks the cells that this needs.\n"
-    headers = ["method", "merge", "bits", "quantity", "numbers behind it", "value", "95 % interval", "passes"]
-    rows = [
-        [
-            finding.method,
-            finding.merge or "",
-            str(finding.bits),
-            finding.quantity,
-            finding.note,
-            _value(finding),
-            _interval(finding),
-            "yes" if finding.passed else "no",
-        ]
-        for finding in verdict.findings
-    ]
-    return _table(headers, rows, words=5)
-
-
-def _value(finding: Finding) -> str:
-    return f"{finding.value:g}" if finding.low is None else f"{finding.value:+.2f}"
-
-
-def _interval(finding: Finding) -> str:
-    return "" if finding.low is None else f"{finding.low:+.2f} to {finding.high:+.2f}"
-
-
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.2f}"
-
-
-def _table(headers: Sequence[str], rows: Sequence[Sequence[str]], words: int) -> str:
-    return markdown(Table("", headers, [[Text(cell) for cell in row] for row in rows], words))
-
-
-def to_csv(comparison: Comparison) -> str:
+def to_csv(beside: BesidePaper) -> str:
     """Every published number and every test of a claim as one row of CSV."""
-    same = {"suite": comparison.manifest.suite, "rehearsal": comparison.manifest.rehearsal}
-    lines = [
-        {**same, "quantity": "average", **{name: value for name, value in vars(line).items() if name in _CSV}}
-        for line in comparison.lines
-    ]
+    same = {"suite": beside.manifest.suite, "rehearsal": beside.manifest.rehearsal}
+    lines = [{**same, "quantity": "average", **_csv_fields(line)} for line in beside.lines]
     findings = [
         {
             **same,
-            **{name: value for name, value in vars(finding).items() if name in _CSV},
+            **_csv_fields(finding),
             "section": verdict.claim.id,
             "ours": finding.value,
             "status": "passes" if finding.passed else "fails",
         }
-        for verdict in comparison.verdicts
+        for verdict in beside.verdicts
         for finding in verdict.findings
     ]
     return csv_text(_CSV, [*lines, *findings])
 
 
-def to_json(comparison: Comparison) -> str:
+def _csv_fields(entry: Line | Finding) -> dict[str, object]:
+    return {name: value for name, value in asdict(entry).items() if name in _CSV}
+
+
+def to_json(beside: BesidePaper) -> str:
     """Everything, the numbers of each task and layer behind the claims included."""
-    return json_text(fields(comparison))
+    return json_text(fields(beside))
 
 
-FORMATS: dict[str, Callable[[Comparison], str]] = {"md": to_markdown, "csv": to_csv, "json": to_json}
+FORMATS: dict[str, Callable[[BesidePaper], str]] = {"md": to_markdown, "csv": to_csv, "json": to_json}

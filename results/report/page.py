@@ -16,15 +16,16 @@ from urllib.parse import quote
 
 from pydantic import JsonValue
 
-from results.analysis.rows import Row, comparison
-from results.figures.data import FigureData, data_csv, figure_data
-from results.figures.files import drawn
+from results.analysis.analysis import Analysis
+from results.analysis.rows import Row
+from results.figures.data import FigureData, data_csv
+from results.figures.files import Drawing
 from results.figures.style import adaptive
 from results.paper.claims import READINGS
 from results.paper.compare import compare
-from results.paper.report_claims import bounds_table, findings_table, headline_table
+from results.paper.tables import bounds_table, findings_table, headline_table
 from results.store.files import os_errors, write_atomically
-from results.store.folder import RunFolder
+from results.store.records import Manifest
 from results.tables.columns import columns
 from results.tables.comparison import for_people, notes
 from results.tables.formats import Table, Text, environment, flat
@@ -39,32 +40,32 @@ class Picture:
     csv: str
 
 
-def page(folder: RunFolder) -> str:
-    """The report of a folder as HTML.
+def page(analysis: Analysis, figures: Sequence[Drawing]) -> str:
+    """The report of a folder as HTML, with the figures that were drawn of it.
 
     Raises:
-        UserError: the records' samples or the folder's ``tuning.json`` cannot be used.
+        UserError: the records' samples cannot be used.
     """
-    rows = comparison(folder)
-    beside = compare(folder)
+    rows = analysis.rows
+    beside = compare(analysis)
     style, script = (_resource(name) for name in ("report.css", "report.js"))
     return (
         environment()
         .get_template("report.html")
         .render(
-            manifest=folder.manifest,
-            notes=notes(folder, rows),
+            manifest=analysis.manifest,
+            notes=notes(analysis, rows),
             marks=beside.marks,
-            facts=_facts(folder, rows),
+            facts=_facts(analysis.manifest, rows),
             glance=_glance(rows),
-            tables=_tables(folder, rows),
-            pictures=[_picture(data) for data in figure_data(folder)],
+            tables=_tables(analysis),
+            pictures=[_picture(figure) for figure in figures],
             headlines=headline_table(beside),
             bounds=bounds_table(beside),
             readings=READINGS,
             verdicts=[(verdict, findings_table(verdict)) for verdict in beside.verdicts],
-            provenance=[*_provenance(folder)],
-            problems=folder.problems,
+            provenance=[*_provenance(analysis.manifest)],
+            problems=analysis.problems,
             warnings=_warnings(rows),
             version=version("epmq"),
             style=style,
@@ -75,9 +76,9 @@ def page(folder: RunFolder) -> str:
     )
 
 
-def save(folder: RunFolder, path: Path) -> None:
+def save(analysis: Analysis, figures: Sequence[Drawing], path: Path) -> None:
     """Write the report to the file ``path``."""
-    text = page(folder)
+    text = page(analysis, figures)
     with os_errors(path, "write the report there"):
         write_atomically(path, text.encode())
 
@@ -98,42 +99,43 @@ def _policy(style: str, script: str) -> str:
     )
 
 
-def _picture(data: FigureData) -> Picture:
-    image = base64.b64encode(adaptive(drawn(data, "svg").decode()).encode()).decode()
+def _picture(figure: Drawing) -> Picture:
+    image = base64.b64encode(adaptive(figure.svg.decode()).encode()).decode()
     return Picture(
-        data,
+        figure.data,
         f"data:image/svg+xml;base64,{image}",
-        f"data:text/csv;charset=utf-8,{quote(data_csv(data))}",
+        f"data:text/csv;charset=utf-8,{quote(data_csv(figure.data))}",
     )
 
 
-def _facts(folder: RunFolder, rows: Sequence[Row]) -> list[tuple[str, str]]:
+def _facts(manifest: Manifest, rows: Sequence[Row]) -> list[tuple[str, str]]:
     records = [record for row in rows for record in row.records]
     done = sum(bool(row.records) for row in rows)
     tasks = {task: result.samples for row in rows for task, result in row.tasks.items()}
     seeds = sorted({record.seed for record in records})
     machines = sorted({f"{record.device}, {record.dtype}" for record in records})
     return [
-        ("suite", f"{folder.manifest.suite}, version {folder.manifest.suite_version}"),
+        ("suite", f"{manifest.suite}, version {manifest.suite_version}"),
         ("cells", f"{done} of {len(rows)} run, {len(records)} records"),
         ("tasks", f"{len(tasks)}, {sum(tasks.values()):,} test samples"),
         ("calibration seeds", ", ".join(map(str, seeds)) or "none"),
         ("measured on", "; ".join(machines) or "nothing"),
-        ("begun", folder.manifest.created),
+        ("begun", manifest.created),
     ]
 
 
 def _glance(rows: Sequence[Row]) -> Table:
     """The best method of every merge and bits."""
     found = columns(rows, ("quality", "size"), [])
-    wanted = ("merge", "bits", "method", "target", "bits/weight", "average", "recovery", "vs gptq")
-    chosen = [next(column for column in found if column.header == name) for name in wanted]
+    headers = ("merge", "bits", "method", "target", "bits/weight", "average", "recovery", "vs gptq")
+    chosen = [next(column for column in found if column.header == name) for name in headers]
     best = [row for row in rows if row.best]
     cells = [[column.text(row) for column in chosen] for row in best]
-    return Table("The best average of each merge and bits", wanted, cells, words=4, heading=2)
+    return Table("The best average of each merge and bits", headers, cells, words=4, heading=2)
 
 
-def _tables(folder: RunFolder, rows: Sequence[Row]) -> list[tuple[str, str, Table]]:
+def _tables(analysis: Analysis) -> list[tuple[str, str, Table]]:
+    rows = analysis.rows
     tasks = sorted({task for row in rows for task in row.tasks})
     captions = {
         "quality": "Averages over the tasks, in percent; differences in points",
@@ -146,13 +148,16 @@ def _tables(folder: RunFolder, rows: Sequence[Row]) -> list[tuple[str, str, Tabl
         ("Size and cost", "cost", ("size", "cost")),
     )
     return [
-        (title, name, replace(for_people(folder, rows, columns(rows, groups, tasks)), caption=captions[name]))
+        (
+            title,
+            name,
+            replace(for_people(analysis, rows, columns(rows, groups, tasks)), caption=captions[name]),
+        )
         for title, name, groups in parts
     ]
 
 
-def _provenance(folder: RunFolder) -> Iterator[tuple[str, Table]]:
-    manifest = folder.manifest
+def _provenance(manifest: Manifest) -> Iterator[tuple[str, Table]]:
     asked: dict[str, JsonValue] = {name: value for name, value in manifest.asked.items() if name != "cells"}
     parts: dict[str, JsonValue] = {
         "Asked for": asked,
@@ -172,8 +177,8 @@ def _warnings(rows: Sequence[Row]) -> Table | None:
     for row in rows:
         bits = f"{row.bits} bits" if row.bits else "full precision"
         cell = " ".join(part for part in (row.merge, row.name, row.target, bits) if part)
-        said = [warning for record in row.records for warning in record.warnings]
+        warnings = [warning for record in row.records for warning in record.warnings]
         for record in row.records:
-            said += [f"{layer.name}: {warning}" for layer in record.layers for warning in layer.warnings]
-        cells += [[Text(cell), Text(warning)] for warning in dict.fromkeys(said)]
+            warnings += [f"{layer.name}: {warning}" for layer in record.layers for warning in layer.warnings]
+        cells += [[Text(cell), Text(warning)] for warning in dict.fromkeys(warnings)]
     return Table("Warnings of the cells", ("cell", "warning"), cells, words=2) if cells else None

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import BinaryIO, Literal
 
 from epmq.errors import UserError
+from epmq.files import replacing
 
 _REMEDY = {
     errno.ENOSPC: "free some space or choose another folder",
@@ -66,21 +67,8 @@ def _open_regular(path: Path, mode: Literal["rb", "ab+"]) -> BinaryIO:
 
 def write_atomically(path: Path, data: bytes) -> None:
     """Replace the file ``path`` by ``data``: after a kill or a crash it holds the old bytes or the new."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.unlink(missing_ok=True)
-        with temporary.open("xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)  # makes the new name durable
-    finally:
-        os.close(folder)
+    with replacing(path) as temporary, temporary.open("xb") as file:
+        file.write(data)
 
 
 @contextlib.contextmanager

@@ -14,14 +14,14 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import BinaryIO, Final
+from typing import BinaryIO, Final, NamedTuple
 
 from numpy.typing import ArrayLike
 
 from epmq.errors import UserError
-from results.store import migrate, samples
 from results.store.files import locked, os_errors, read_bounded, refuse_link, write_atomically
-from results.store.records import SCHEMA, Manifest, Record
+from results.store.records import Manifest, Record
+from results.store.samples import Samples, checked, decode, encode, largest
 
 _MAX_MANIFEST: Final = 1 << 25  # bytes
 _MAX_RECORDS: Final = 1 << 28  # bytes of records.jsonl; some forty thousand cells
@@ -29,30 +29,36 @@ _MAX_LINE: Final = 1 << 23  # bytes
 _MAX_PROBLEMS: Final = 1000
 
 
-class RunFolder:
-    """The records of one run of one suite version. Use ``RunFolder.open``.
+class Reading(NamedTuple):
+    """What ``records.jsonl`` holds: the undamaged records in file order, of a repeated key the last.
 
-    ``schema`` is the version that the folder is stored in; one older than the present is only read.
+    ``problems`` says what is wrong with its lines, as ``records.jsonl:17: what is wrong``.
     """
 
-    def __init__(self, path: Path, manifest: Manifest, schema: int = SCHEMA) -> None:
+    records: list[Record]
+    problems: list[str]
+
+
+class RunFolder:
+    """The records of one run of one suite version. Use ``RunFolder.open``."""
+
+    def __init__(self, path: Path, manifest: Manifest) -> None:
         self.path = path
         self.manifest = manifest
-        self.schema = schema
         self._by_key: dict[str, Record] = {}
 
     @classmethod
     def open(
         cls, path: str | os.PathLike[str], manifest: Manifest | None = None, *, create: bool = False
     ) -> RunFolder:
-        """Open the folder ``path``; with a manifest it must be of its suite, version and schema.
+        """Open the folder ``path``; with a manifest it must be of its suite and version.
 
         With ``create`` (needs a manifest) the folder is made where it is missing, and tried for writing;
         in an existing folder the manifest's asked cells are added to those it already lists.
 
         Raises:
-            UserError: there is no usable folder, it belongs to another suite, suite version or schema, holds
-                a rehearsal where results are asked for or the reverse, or it cannot be written.
+            UserError: there is no usable folder, it is of another schema, suite or suite version, holds a
+                rehearsal where results are asked for or the reverse, or it cannot be written.
         """
         path = Path(path)
         if create:
@@ -60,19 +66,14 @@ class RunFolder:
                 raise TypeError("RunFolder.open(create=True) needs a manifest")
             with os_errors(path, "write results there"):
                 return cls(path, _create(path, manifest))
-        stored, schema = _read_manifest(path)
+        stored = _read_manifest(path)
         if manifest is not None:
-            _may_be_extended(path, stored, schema, manifest)
-        return cls(path, stored, schema)
-
-    @property
-    def problems(self) -> list[str]:
-        """What is wrong with the lines of ``records.jsonl``, as ``records.jsonl:17: what is wrong``."""
-        return self._read()[1]
+            _may_be_extended(path, stored, manifest)
+        return cls(path, stored)
 
     def records(self) -> list[Record]:
         """The undamaged records in file order; where a key is repeated the last one counts."""
-        return self._read()[0]
+        return self.read().records
 
     def append(
         self,
@@ -87,21 +88,20 @@ class RunFolder:
         they are to be kept, the predicted classes of the other tasks.
 
         Raises:
-            UserError: the folder is of an older schema, the record belongs to another suite version, the
-                arrays do not agree with it, or the disk refuses.
+            UserError: the record belongs to another suite version, the arrays do not agree with it, or the
+                disk refuses.
         """
-        _may_be_extended(self.path, self.manifest, self.schema, self.manifest)
         if (record.suite, record.suite_version) != (self.manifest.suite, self.manifest.suite_version):
             raise UserError(f"record {record.key}: {_foreign(record, self.manifest)}")
         try:
-            data = samples.encode(samples.checked(record, correct, predictions or {}))
+            data = encode(checked(record, correct, predictions or {}))
         except UserError as error:
             raise UserError(f"record {record.key}: {error}") from error
         record = record.sealed(hashlib.sha256(data).hexdigest())
         line = record.to_json().encode() + b"\n"
         with os_errors(self.path, "write results there"):
             refuse_link(self.path / "samples")
-            write_atomically(self._samples(record.key), data)
+            write_atomically(self._samples_file(record.key), data)
             with locked(self.path / "records.jsonl", "ab+") as file:
                 self._refuse_endless(file)
                 _drop_torn_line(file)
@@ -110,48 +110,41 @@ class RunFolder:
                 os.fsync(file.fileno())
         self._by_key[record.key] = record
 
-    def correct(self, key: str) -> samples.Correct:
-        """Boolean arrays (samples,) by task of accuracy: which test samples the cell got right.
+    def samples(self, key: str) -> Samples:
+        """What the cell ``key`` did on every test sample.
 
         Raises:
             UserError: the folder has no such record, or its file is missing, damaged, holds a pickle, or
                 disagrees with the record.
         """
-        return {name: array.astype(bool) for name, array in self._arrays(key).items() if "@" not in name}
-
-    def predictions(self, key: str) -> samples.Arrays:
-        """Arrays (samples,) by ``TASK@prediction`` and ``TASK@reference``, as far as they are stored.
-
-        Spearman's rho has float64 predictions and references, accuracy int32 predicted classes. Raises
-        as ``correct`` does.
-        """
-        return {name: array for name, array in self._arrays(key).items() if "@" in name}
-
-    def samples_bytes(self, key: str) -> bytes:
-        """The file of samples of the record ``key`` as it is; raises as ``correct`` does."""
-        if key not in self._by_key:
-            self._read()
-        if key not in self._by_key:  # only keys of valid records pass, so none leads out of the folder
-            raise UserError(f"{self.path}: holds no record with key {key!r}")
-        with os_errors(self._samples(key), "be read as per-sample correctness"):
-            refuse_link(self.path / "samples")
-            return read_bounded(self._samples(key), samples.largest(self._by_key[key]))
-
-    def _arrays(self, key: str) -> samples.Arrays:
         data = self.samples_bytes(key)
         try:
-            return samples.decode(data, self._by_key[key])
+            return decode(data, self._by_key[key])
         except UserError as error:
-            raise UserError(f"{self._samples(key)}: {error}") from error
+            raise UserError(f"{self._samples_file(key)}: {error}") from error
 
-    def _samples(self, key: str) -> Path:
+    def samples_bytes(self, key: str) -> bytes:
+        """The file of samples of the record ``key`` as it is; raises as ``samples`` does."""
+        if key not in self._by_key:
+            self.read()
+        if key not in self._by_key:  # only keys of valid records pass, so none leads out of the folder
+            raise UserError(f"{self.path}: holds no record with key {key!r}")
+        with os_errors(self._samples_file(key), "be read as per-sample correctness"):
+            refuse_link(self.path / "samples")
+            return read_bounded(self._samples_file(key), largest(self._by_key[key]))
+
+    def _samples_file(self, key: str) -> Path:
         return self.path / "samples" / f"{key}.npz"
 
-    def _read(self) -> tuple[list[Record], list[str]]:
+    def read(self) -> Reading:
+        """The records, and what is wrong with the lines of ``records.jsonl``.
+
+        Raises:
+            UserError: ``records.jsonl`` cannot be read, or nearly all of it is damaged.
+        """
         self._by_key, problems = {}, []
         with os_errors(self.path, "read records.jsonl"), locked(self.path / "records.jsonl", "rb") as file:
-            if os.fstat(file.fileno()).st_size > _MAX_RECORDS:
-                raise UserError(f"{self.path}: records.jsonl is larger than {_MAX_RECORDS} bytes; restore it")
+            self._refuse_endless(file)
             for number, line in enumerate(_lines(file), start=1):
                 if problem := self._take(line):
                     problems.append(f"records.jsonl:{number}: {problem}")
@@ -160,7 +153,7 @@ class RunFolder:
                         f"{self.path}: records.jsonl has more than {_MAX_PROBLEMS} damaged lines, "
                         f"the first is {problems[0]}; restore it"
                     )
-        return list(self._by_key.values()), problems
+        return Reading(list(self._by_key.values()), problems)
 
     def _refuse_endless(self, file: BinaryIO) -> None:
         if os.fstat(file.fileno()).st_size > _MAX_RECORDS:
@@ -181,10 +174,7 @@ class RunFolder:
         return f"repeats key {record.key}; the last one counts" if repeated else None
 
     def _parse(self, line: bytes) -> Record:
-        stored = migrate.parse(line)
-        if stored["schema"] != self.schema:
-            raise UserError(f"is of schema {stored['schema']}, the folder of schema {self.schema}")
-        record = Record.from_stored(stored)
+        record = Record.from_json(line)
         if (record.suite, record.suite_version) != (self.manifest.suite, self.manifest.suite_version):
             raise UserError(_foreign(record, self.manifest))
         return record
@@ -225,8 +215,8 @@ def _create(path: Path, manifest: Manifest) -> Manifest:
     (path / "samples").mkdir(parents=True, exist_ok=True)
     with locked(path / "records.jsonl", "ab+") as file:  # one process at a time makes the manifest
         if (path / "manifest.json").exists():
-            stored, schema = _read_manifest(path)
-            _may_be_extended(path, stored, schema, manifest)
+            stored = _read_manifest(path)
+            _may_be_extended(path, stored, manifest)
             manifest = _with_cells(stored, manifest)
             if manifest == stored:
                 return stored
@@ -247,26 +237,19 @@ def _with_cells(stored: Manifest, manifest: Manifest) -> Manifest:
     return stored.model_copy(update={"asked": {**stored.asked, "cells": cells}})
 
 
-def _read_manifest(path: Path) -> tuple[Manifest, int]:
-    """The manifest and the schema that it is stored in."""
+def _read_manifest(path: Path) -> Manifest:
     file = path / "manifest.json"
     with os_errors(path, "read manifest.json"):
         if path.is_dir() and not os.path.lexists(file):
             raise UserError(f"{path}: is not a folder of results, it has no manifest.json; check the path")
         data = read_bounded(file, _MAX_MANIFEST)
     try:
-        stored = migrate.parse(data)
-        return Manifest.from_stored(stored), stored["schema"]
+        return Manifest.from_json(data)
     except UserError as error:
         raise UserError(f"{file}: {error}; choose another --out") from error
 
 
-def _may_be_extended(path: Path, stored: Manifest, schema: int, asked: Manifest) -> None:
-    if schema != SCHEMA:
-        raise UserError(
-            f"{path}: holds results of schema {schema}, which can be read but not added to (new ones are of "
-            f"schema {SCHEMA}); choose another --out"
-        )
+def _may_be_extended(path: Path, stored: Manifest, asked: Manifest) -> None:
     if (stored.suite, stored.suite_version) != (asked.suite, asked.suite_version):
         raise UserError(
             f"{path}: holds results of {stored.suite} version {stored.suite_version}, "
@@ -274,5 +257,5 @@ def _may_be_extended(path: Path, stored: Manifest, schema: int, asked: Manifest)
         )
     if stored.rehearsal != asked.rehearsal:
         kinds = {True: "a rehearsal", False: "results"}
-        found, wanted = kinds[stored.rehearsal], kinds[asked.rehearsal]
-        raise UserError(f"{path}: holds {found}, asked for {wanted}; choose another --out")
+        held, asked_for = kinds[stored.rehearsal], kinds[asked.rehearsal]
+        raise UserError(f"{path}: holds {held}, asked for {asked_for}; choose another --out")

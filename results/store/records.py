@@ -9,8 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Final, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -24,11 +23,11 @@ from pydantic import (
     field_validator,
     model_validator,
 )
+from pydantic_core import from_json
 
 from epmq.errors import UserError
-from results.store import migrate
-from results.store.migrate import SCHEMA as SCHEMA
 
+SCHEMA: Final = 2  # what is written, and all that is read
 MAX_SAMPLES: Final = 10_000_000  # of a cell's tasks together; what bounds the memory that reading them takes
 
 
@@ -77,8 +76,6 @@ class _Model(BaseModel):
 class _Versioned(_Model):
     schema_version: Literal[2] = Field(default=SCHEMA, alias="schema")
 
-    _steps: ClassVar[Mapping[int, migrate.Step]]
-
     def to_json(self) -> str:
         """The model as one line of JSON with sorted keys, without a line break."""
         data = self.model_dump(mode="json", by_alias=True)
@@ -86,23 +83,14 @@ class _Versioned(_Model):
 
     @classmethod
     def from_json(cls, data: bytes) -> Self:
-        """The model from strict JSON that names its schema, this one or an older one.
+        """The model from strict JSON that names this schema.
 
         Raises:
             UserError: with the first complaint, on one line.
         """
-        return cls.from_stored(migrate.parse(data))
-
-    @classmethod
-    def from_stored(cls, stored: migrate.Stored) -> Self:
-        """The model from what ``migrate.parse`` returned; raises as ``from_json`` does."""
-        current = migrate.migrated(stored, cls._steps)
+        finite = _finite(data)
         try:
-            data = json.dumps(current, allow_nan=False)
-        except ValueError as error:  # 1e999 is JSON, and infinite
-            raise UserError("holds a number that is not finite") from error
-        try:
-            return cls.model_validate_json(data, strict=True)
+            return cls.model_validate_json(finite, strict=True)
         except ValidationError as error:
             raise UserError(complaint(error)) from error
 
@@ -113,6 +101,27 @@ class _Versioned(_Model):
         schema["required"] = ["schema", *schema["required"]]  # files must name it
         schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
         return json.dumps(schema, indent=2, sort_keys=True) + "\n"
+
+
+def _finite(data: bytes) -> str:
+    """The JSON object ``data`` again, seen to be of this schema and to hold finite numbers only."""
+    try:
+        stored = from_json(data, allow_inf_nan=False)
+    except ValueError as error:
+        raise UserError(f"Invalid JSON: {error}") from error
+    if not isinstance(stored, dict):
+        raise UserError(f"Input should be an object, not {type(stored).__name__}")
+    if "schema" not in stored:
+        raise UserError("schema: Field required")
+    version = stored["schema"]
+    if type(version) is not int or version != SCHEMA:
+        raise UserError(
+            f"schema: must be {SCHEMA}, not {str(version)[:40]!r}, which this version of epmq cannot read"
+        )
+    try:
+        return json.dumps(stored, allow_nan=False)
+    except ValueError as error:  # 1e999 is JSON, and infinite
+        raise UserError("holds a number that is not finite") from error
 
 
 class TaskResult(_Model):
@@ -162,11 +171,8 @@ class Record(_Versioned):
     ``average`` is the unweighted mean of the tasks' values, ``normalised`` the mean over tasks of the value
     divided by the expert's value. Times are seconds by phase, sizes are bytes. ``pinned``: every checkpoint
     and data set behind it is named by its hash or commit. ``samples_sha256`` is the hash of the file of
-    samples, ``record_sha256`` that of the record itself (see ``digest``); None before it is in a folder, and
-    in records of schema 1.
+    samples, ``record_sha256`` that of the record itself (see ``digest``); None before it is in a folder.
     """
-
-    _steps: ClassVar[Mapping[int, migrate.Step]] = migrate.RECORD
 
     key: Key
     suite: Name
@@ -240,8 +246,6 @@ class Manifest(_Versioned):
     ``asked`` holds the command's options; its optional entry ``cells`` lists every cell that was asked for.
     ``rehearsal``: made-up data or checkpoints stood in for the suite's, so that no number is a result.
     """
-
-    _steps: ClassVar[Mapping[int, migrate.Step]] = migrate.MANIFEST
 
     suite: Name
     suite_version: Positive

@@ -12,27 +12,39 @@ memory than the record's sample counts ask for, whatever the archive declares.
 from __future__ import annotations
 
 import io
-import re
+import tokenize
+import warnings
 import zipfile
 import zlib
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import numpy as np
+from numpy.lib import format as npy
 from numpy.typing import ArrayLike, NDArray
 
 from epmq.errors import UserError
 from results.store.records import Record, TaskResult
 
-Correct = dict[str, NDArray[np.bool_]]
 Arrays = dict[str, NDArray[np.generic]]
 PREDICTION, REFERENCE = "@prediction", "@reference"
 
-# what numpy writes before one row of booleans, integers or floats; evaluating it as Python would be slower
-_HEADER = re.compile(
-    rb"\{'descr': '(?P<dtype>\|b1|[|<>][iu][1248]|[<>]f[248])', 'fortran_order': (?:True|False), "
-    rb"'shape': \((?P<samples>\d{1,12}),\), \} *\n"
-)
+
+class Samples(NamedTuple):
+    """What a cell did on every test sample, arrays (samples,).
+
+    ``correct``: by task of accuracy, which samples are right, boolean. ``predictions``: by
+    ``TASK@prediction`` and ``TASK@reference`` as far as they are stored, float64 for Spearman's rho, int32
+    classes for accuracy.
+    """
+
+    correct: dict[str, NDArray[np.bool_]]
+    predictions: Arrays
+
+
+_MAX_HEADER = 256  # bytes; numpy writes 118 before one row of numbers
 _TOLERANCE = 1e-9
+_UNREADABLE = (OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
 
 
 def encode(arrays: Mapping[str, NDArray[np.generic]]) -> bytes:
@@ -44,7 +56,7 @@ def encode(arrays: Mapping[str, NDArray[np.generic]]) -> bytes:
             stored = array.astype(np.uint8) if array.dtype == np.bool_ else array
             # an entry made from a name alone is dated 1980, not now
             with archive.open(f"{name}.npy", "w") as entry:
-                np.lib.format.write_array(entry, stored, allow_pickle=False)
+                npy.write_array(entry, stored, allow_pickle=False)
     return buffer.getvalue()
 
 
@@ -54,8 +66,8 @@ def largest(record: Record) -> int:
     return sum(per_sample * task.samples + 10_000 for task in record.tasks.values())
 
 
-def decode(data: bytes, record: Record) -> Arrays:
-    """The arrays of an archive, checked against ``record``; boolean where they say what is right.
+def decode(data: bytes, record: Record) -> Samples:
+    """The arrays of an archive, checked against ``record``.
 
     Raises:
         UserError: the archive is damaged, holds a pickle, or does not agree with the record.
@@ -75,12 +87,17 @@ def decode(data: bytes, record: Record) -> Arrays:
             }
     except UserError:
         raise
-    # RuntimeError: an entry that asks for a password
-    except (OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
+    # RuntimeError: an entry that asks for a password; the others: a header that is no Python literal
+    except (*_UNREADABLE, SyntaxError, UserWarning, tokenize.TokenError) as error:
         reason = "".join(x if x.isprintable() else "?" for x in " ".join(str(error).split()))[:200]
         raise UserError(f"cannot be read as per-sample correctness ({reason}); run again") from error
     correct = {name: array for name, array in arrays.items() if "@" not in name}
-    return checked(record, correct, {name: array for name, array in arrays.items() if "@" in name})
+    predictions = {name: array for name, array in arrays.items() if "@" in name}
+    arrays = checked(record, correct, predictions)
+    return Samples(
+        {name: array.astype(np.bool_) for name, array in arrays.items() if "@" not in name},
+        {name: array for name, array in arrays.items() if "@" in name},
+    )
 
 
 def _names(task: str) -> tuple[str, ...]:
@@ -98,15 +115,14 @@ def _entry(archive: zipfile.ZipFile, name: str, samples: int) -> NDArray[np.gene
     if archive.getinfo(name).compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise ValueError(f"{task} is compressed by another method than deflate")
     with archive.open(name) as entry:
-        start = entry.read(10)
-        if start[:8] != b"\x93NUMPY\x01\x00":
+        if npy.read_magic(entry) != (1, 0):
             raise ValueError(f"{task} is no array in format 1.0 of numpy")
-        header = _HEADER.fullmatch(entry.read(int.from_bytes(start[8:], "little")))
-        if header is None:  # pickles among them, whose type is |O
-            raise ValueError(f"{task} is not declared as one row of numbers")
-        if int(header["samples"]) != samples:
-            raise UserError(f"{task} has shape ({int(header['samples'])},), expected ({samples},)")
-        dtype = np.dtype(header["dtype"].decode())
+        with warnings.catch_warnings(action="error"):  # of a header as Python 2 wrote it
+            shape, _, dtype = npy.read_array_header_1_0(entry, max_header_size=_MAX_HEADER)
+        if dtype.kind not in "biuf":  # pickles among them
+            raise ValueError(f"{task} is not declared as numbers")
+        if shape != (samples,):
+            raise UserError(f"{task} has shape {shape}, expected ({samples},)")
         array: NDArray[np.generic] = np.frombuffer(entry.read(samples * dtype.itemsize), dtype)
         if array.size != samples:
             raise ValueError(f"{task} ends after {array.size} of {samples} samples")

@@ -172,7 +172,7 @@ def _average_fields(row: Row) -> Fields:
 def _difference(row: Row) -> Text:
     if row.vs_gptq is None:
         return Text("")
-    words = "{:+.1f} [{:+.1f}, {:+.1f}]".format(*(100 * x for x in row.vs_gptq))
+    words = "{:+.1f} [{:+.1f}, {:+.1f}]".format(*(100 * x for x in row.vs_gptq[:3]))
     return Text(words, stars=stars(row.p_value), sort=row.vs_gptq.value)
 
 
@@ -182,7 +182,7 @@ def stars(p_value: float | None) -> int:
 
 
 def _difference_fields(row: Row) -> Fields:
-    value, low, high = row.vs_gptq or (None, None, None)
+    value, low, high, _ = row.vs_gptq or (None, None, None, None)
     return {"vs_gptq": value, "vs_gptq_low": low, "vs_gptq_high": high}
 
 

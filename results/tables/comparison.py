@@ -8,14 +8,13 @@ significance in LaTeX and HTML. CSV and JSON are for programs: fractions at full
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from pathlib import Path
 
-from epmq.errors import UserError
-from results.analysis.rows import Row, comparison
+from epmq.errors import choose
+from results.analysis.analysis import Analysis
+from results.analysis.rows import Row
 from results.store.files import os_errors, write_atomically
-from results.store.folder import RunFolder
 from results.tables.columns import Column, columns
 from results.tables.formats import FOR_PEOPLE, Table, csv_text, json_text
 from results.tables.selection import Selection, chosen_groups, chosen_rows, in_order, matching
@@ -26,28 +25,21 @@ _EVERYTHING = Selection()
 _WORDS = 3  # merge, method, target
 
 
-def render(folder: RunFolder, fmt: str, selection: Selection = _EVERYTHING) -> str:
-    """The table of ``folder`` as one of ``FORMATS``, ending in a line break.
+def render(analysis: Analysis, fmt: str, selection: Selection = _EVERYTHING) -> str:
+    """The table of a folder as one of ``FORMATS``, ending in a line break.
 
     Raises:
         UserError: the format is unknown, ``selection`` names what is not there, or a record's per-sample
             correctness cannot be used.
     """
-    check_format(fmt, FORMATS)
-    rows, shown = chosen(comparison(folder), selection, compact=fmt in FOR_PEOPLE)
+    choose("table format", fmt, FORMATS)
+    rows, shown = chosen(analysis.rows, selection, compact=fmt in FOR_PEOPLE)
     if fmt in FOR_PEOPLE:
-        return FOR_PEOPLE[fmt](for_people(folder, rows, shown))
-    entries = [_fields(folder, row, shown) for row in rows]
+        return FOR_PEOPLE[fmt](for_people(analysis, rows, shown))
+    entries = [_fields(analysis, row, shown) for row in rows]
     if fmt == "json":
         return json_text(entries)
-    return csv_text(list(_fields(folder, Row("", "", None, "", None, None), shown)), entries)
-
-
-def check_format(fmt: str, known: Sequence[str]) -> None:
-    """Raise a ``UserError`` that names the nearest format where ``fmt`` is not in ``known``."""
-    if fmt not in known:
-        near = difflib.get_close_matches(fmt.lower(), known, n=1, cutoff=0)
-        raise UserError(f"unknown table format {fmt!r}; did you mean {near[0]!r}? known: {', '.join(known)}")
+    return csv_text(list(_fields(analysis, Row("", "", None, "", None, None), shown)), entries)
 
 
 def chosen(rows: Sequence[Row], selection: Selection, *, compact: bool) -> tuple[list[Row], list[Column]]:
@@ -59,45 +51,45 @@ def chosen(rows: Sequence[Row], selection: Selection, *, compact: bool) -> tuple
     return in_order(chosen_rows(rows, selection), sortable, selection.sort), shown
 
 
-def for_people(folder: RunFolder, rows: Sequence[Row], shown: Sequence[Column]) -> Table:
+def for_people(analysis: Analysis, rows: Sequence[Row], shown: Sequence[Column]) -> Table:
     """The rows as a table for people, with the notes that must stand on every table."""
-    manifest = folder.manifest
+    manifest = analysis.manifest
     return Table(
         caption=f"{manifest.suite} version {manifest.suite_version}; accuracy in percent",
         headers=[column.header for column in shown],
         rows=[[column.text(row) for column in shown] for row in rows],
         words=_WORDS,
         heading=1,
-        notes=notes(folder, rows),
+        notes=notes(analysis, rows),
     )
 
 
-def notes(folder: RunFolder, rows: Sequence[Row]) -> list[str]:
+def notes(analysis: Analysis, rows: Sequence[Row]) -> list[str]:
     """What a reader of any number of these rows must know."""
-    found = [REHEARSAL] if folder.manifest.rehearsal else []
+    found = [REHEARSAL] if analysis.manifest.rehearsal else []
     loose = sum(not record.pinned for row in rows for record in row.records)
     if loose:
         found.append(f"{loose} records are of revisions that no lock pins: they may not be reproducible")
     return found
 
 
-def table_file(folder: RunFolder, fmt: str) -> Path:
+def table_file(folder: Path, fmt: str) -> Path:
     """Where the table of a format is saved."""
-    return folder.path / f"table.{'tex' if fmt == 'latex' else fmt}"
+    return folder / f"table.{'tex' if fmt == 'latex' else fmt}"
 
 
-def save(folder: RunFolder) -> list[Path]:
+def save(analysis: Analysis) -> list[Path]:
     """Write the table in every format beside the records, as ``table.md`` and so on; returns the paths."""
-    paths = []
+    folder, paths = analysis.folder.path, []
     for fmt in FORMATS:
         path = table_file(folder, fmt)
-        with os_errors(folder.path, f"write {path.name} there"):
-            write_atomically(path, render(folder, fmt).encode())
+        with os_errors(folder, f"write {path.name} there"):
+            write_atomically(path, render(analysis, fmt).encode())
         paths.append(path)
     return paths
 
 
-def _fields(folder: RunFolder, row: Row, shown: Sequence[Column]) -> dict[str, object]:
+def _fields(analysis: Analysis, row: Row, shown: Sequence[Column]) -> dict[str, object]:
     fields = {name: value for column in shown for name, value in column.fields(row).items()}
     pinned = all(record.pinned for record in row.records) if row.records else None
-    return {**fields, "pinned": pinned, "rehearsal": folder.manifest.rehearsal}
+    return {**fields, "pinned": pinned, "rehearsal": analysis.manifest.rehearsal}

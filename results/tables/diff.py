@@ -9,12 +9,13 @@ from typing import Final
 
 from pydantic import JsonValue
 
-from epmq.errors import UserError
-from results.analysis.groups import described, outcomes
-from results.analysis.rows import Row, comparison
+from epmq.errors import UserError, choose
+from results.analysis.analysis import Analysis
+from results.analysis.groups import described
+from results.analysis.rows import Row
 from results.analysis.stats import Difference, hierarchical_bootstrap
-from results.store.folder import RunFolder
-from results.tables.comparison import REHEARSAL, check_format
+from results.store.records import Manifest
+from results.tables.comparison import REHEARSAL
 from results.tables.formats import FOR_PEOPLE, Table, Text, csv_text, escape_markdown, flat, json_text
 from results.tables.selection import matching
 
@@ -58,7 +59,7 @@ class Diff:
     notes: tuple[str, ...]
 
 
-def diff(before: RunFolder, after: RunFolder, tasks: Sequence[str] = ()) -> Diff:
+def diff(before: Analysis, after: Analysis, tasks: Sequence[str] = ()) -> Diff:
     """Compare two runs of one suite; ``tasks`` are wildcard patterns of the tasks to list.
 
     A difference has its 95 % interval from the paired bootstrap where both runs' manifests name the same
@@ -68,14 +69,15 @@ def diff(before: RunFolder, after: RunFolder, tasks: Sequence[str] = ()) -> Diff
         UserError: the suites differ, a pattern matches no task, or correctness cannot be used.
     """
     old, new = before.manifest, after.manifest
+    paths = before.folder.path, after.folder.path
     if old.suite != new.suite:
         raise UserError(
-            f"{before.path} holds results of {old.suite}, {after.path} of {new.suite}; give runs of one suite"
+            f"{paths[0]} holds results of {old.suite}, {paths[1]} of {new.suite}; give runs of one suite"
         )
-    rows = comparison(before), comparison(after)
+    rows = before.rows, after.rows
     shown = matching("task", {task for row in [*rows[0], *rows[1]] for task in row.tasks}, tasks)
     pairs, only_before, only_after = matched_rows(*rows)
-    provenance = tuple(_provenance(before, after))
+    provenance = tuple(_provenance(old, new))
     same_samples = old.suite_version == new.suite_version and not any(
         name.startswith("revisions.datasets") for name, _, _ in provenance
     )
@@ -89,7 +91,7 @@ def diff(before: RunFolder, after: RunFolder, tasks: Sequence[str] = ()) -> Diff
         for a, b in pairs
     ]
     return Diff(
-        caption=f"{old.suite}: {after.path} minus {before.path}; percentage points",
+        caption=f"{old.suite}: {paths[1]} minus {paths[0]}; percentage points",
         cells=tuple(cells),
         only_before=tuple(only_before),
         only_after=tuple(only_after),
@@ -99,15 +101,15 @@ def diff(before: RunFolder, after: RunFolder, tasks: Sequence[str] = ()) -> Diff
 
 
 def _changes(
-    folders: tuple[RunFolder, RunFolder], rows: tuple[Row, Row], shown: set[str], same_samples: bool
+    sides: tuple[Analysis, Analysis], rows: tuple[Row, Row], shown: set[str], same_samples: bool
 ) -> Iterator[Change]:
     a, b = rows
     common = [task for task in sorted(a.tasks) if task in b.tasks]
     before, after = ([row.tasks[task].value for task in common] for row in rows)
     pairable = same_samples and _alike(a, b, common)
     runs = [
-        [outcomes(f, record.key) for record in row.records if pairable]
-        for f, row in zip(folders, rows, strict=True)
+        [side.outcomes(record) for record in row.records if pairable]
+        for side, row in zip(sides, rows, strict=True)
     ]
 
     def interval(tasks: Sequence[str]) -> Difference | None:
@@ -130,15 +132,14 @@ def _alike(a: Row, b: Row, tasks: Sequence[str]) -> bool:
     return seeds[0] == seeds[1] and all(a.tasks[task].samples == b.tasks[task].samples for task in tasks)
 
 
-def _provenance(before: RunFolder, after: RunFolder) -> Iterator[tuple[str, str, str]]:
-    old, new = (dict(flat(_described(folder))) for folder in (before, after))
+def _provenance(before: Manifest, after: Manifest) -> Iterator[tuple[str, str, str]]:
+    old, new = (dict(flat(_described(manifest))) for manifest in (before, after))
     for name in sorted(old.keys() | new.keys()):
         if old.get(name) != new.get(name):
             yield name, old.get(name, "none"), new.get(name, "none")
 
 
-def _described(folder: RunFolder) -> dict[str, JsonValue]:
-    manifest = folder.manifest
+def _described(manifest: Manifest) -> dict[str, JsonValue]:
     return {
         "asked": {name: value for name, value in manifest.asked.items() if name != "cells"},
         "calibration": dict(manifest.calibration),
@@ -160,7 +161,7 @@ def render(found: Diff, fmt: str) -> str:
     Raises:
         UserError: the format is unknown.
     """
-    check_format(fmt, FORMATS)
+    choose("table format", fmt, FORMATS)
     if fmt == "json":
         return json_text(_object(found))
     if fmt == "csv":

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
-from epmq.errors import UserError
+from epmq.errors import UserError, nearest
 from results.analysis.rows import Row
 from results.tables.columns import DEFAULT, GROUPS, Column
 
@@ -63,7 +62,7 @@ def matching(what: str, known: Iterable[str], patterns: Patterns) -> set[str]:
     names = sorted(set(known))
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in names):
-            raise UserError(f"no {what} matches {pattern!r}; {_known(pattern, names)}")
+            raise UserError(f"no {what} matches {pattern!r}{nearest(pattern, names)}")
     return {name for name in names if not patterns or any(fnmatchcase(name, one) for one in patterns)}
 
 
@@ -75,7 +74,7 @@ def chosen_groups(names: Patterns) -> tuple[str, ...]:
     """
     for name in names:
         if name not in (*GROUPS, "all"):
-            raise UserError(f"unknown columns {name!r}; {_known(name, [*GROUPS, 'all'])}")
+            raise UserError(f"unknown columns {name!r}{nearest(name, [*GROUPS, 'all'])}")
     if "all" in names:
         return GROUPS
     return tuple(names) or DEFAULT
@@ -92,8 +91,7 @@ def in_order(rows: Sequence[Row], columns: Sequence[Column], sort: str | None) -
     name, _, direction = sort.partition(":")
     column = next((column for column in columns if column.header == name), None)
     if column is None:
-        known = [column.header for column in columns]
-        raise UserError(f"no column is called {name!r}; {_known(name, known)}")
+        raise UserError(f"no column is called {name!r}{nearest(name, [x.header for x in columns])}")
     if direction not in ("", "asc", "desc"):
         raise UserError(f"unknown direction {direction!r} in {sort!r}; use {name}:asc or {name}:desc")
     order = column.order
@@ -102,11 +100,3 @@ def in_order(rows: Sequence[Row], columns: Sequence[Column], sort: str | None) -
     descending = direction == "desc" or (direction == "" and numbers)
     filled.sort(key=order, reverse=descending)  # type: ignore[arg-type]
     return filled + [row for row in rows if order(row) is None]
-
-
-def _known(name: str, names: Sequence[str]) -> str:
-    if not names:
-        return "there is none"
-    near = difflib.get_close_matches(name, names, n=1, cutoff=0.4)
-    guess = f"did you mean {near[0]!r}? " if near else ""
-    return f"{guess}known: {', '.join(names)}"

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from benchmarks.cli.main import main
-from results.store.migrate import SCHEMA
+from results.store.records import SCHEMA
 from tests.fixtures.complaints import Output, complaint, refused
 from tests.fixtures.tiny_suite import Described, TinySuite, first_task
 
@@ -148,7 +148,10 @@ def manifest(folder: Path, **changes: Any) -> None:
         ({"suite": "other"}, ["holds results of other version 1, asked for tiny version 1"]),
         ({"suite_version": 2}, ["holds results of tiny version 2, asked for tiny version 1"]),
         ({"schema": SCHEMA + 1}, ["manifest.json: schema"]),
-        ({"schema": 1}, ["holds results of schema 1, which can be read but not added to"]),
+        (
+            {"schema": 1},
+            ["manifest.json: schema: must be 2, not '1', which this version of epmq cannot read"],
+        ),
         ({"revisions": {}}, ["its results come from another revision of the suite"]),
     ],
     ids=str,

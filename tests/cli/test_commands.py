@@ -14,6 +14,7 @@ import pytest
 from benchmarks.cli.main import main
 from benchmarks.run import executors
 from epmq.calibration import Calibration
+from results.analysis.analysis import Analysis
 from results.store.folder import RunFolder
 from results.store.records import Manifest, Record, TaskResult
 from results.tables.comparison import FORMATS, render
@@ -82,7 +83,7 @@ def test_table_prints_every_format(out: Path, fmt: str, capsys: Output) -> None:
     assert main(["table", str(out), "--format", fmt]) == 0
     said = capsys.readouterr()
     assert said.err == ""
-    assert said.out == render(RunFolder.open(out), fmt)
+    assert said.out == render(Analysis.open(out), fmt)
     assert all(word in said.out for word in ("epmq-rtn", "zero-shot", "experts", *TASKS))
 
 
@@ -138,7 +139,7 @@ def test_check_passes_on_itself(out: Path, capsys: Output) -> None:
 
 def worse(folder: RunFolder, record: Record) -> tuple[Record, dict[str, np.ndarray]]:
     """The record with no sample right."""
-    hits = {task: np.zeros_like(hit) for task, hit in folder.correct(record.key).items()}
+    hits = {task: np.zeros_like(hit) for task, hit in folder.samples(record.key).correct.items()}
     tasks = {task: TaskResult(value=0.0, samples=len(hit)) for task, hit in hits.items()}
     return record.model_copy(update={"tasks": tasks, "average": 0.0}), hits
 
@@ -151,7 +152,7 @@ def tampered(out: Path, path: Path, method: str, drop: bool = False) -> Path:
     )
     for record in folder.records():
         if record.method != method:
-            copy.append(record, folder.correct(record.key))
+            copy.append(record, folder.samples(record.key).correct)
         elif not drop:
             copy.append(*worse(folder, record))
     return path

@@ -124,7 +124,7 @@ def test_answers_are_those_of_transformers_own_generation(
     folder, weights = RunFolder.open(out), weights_of(made)
     models = {name: loaded(made, state) for name, state in weights.items()}
     for method, of in (("zero-shot", "base"), ("merged", "merged"), ("experts", "")):
-        found = folder.predictions(records[method].key)
+        found = folder.samples(records[method].key).predictions
         for task in PROMPTS:
             expected = said(models[of or task], task)
             assert found[f"{task}@prediction"].tolist() == expected

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from results.store.folder import RunFolder
+from results.analysis.analysis import Analysis
 from results.store.records import Record
 from results.tables.comparison import render
 from tests.hub.content import build
@@ -33,8 +33,8 @@ def test_killed_runs_from_the_hub_end_in_the_same_tables(tmp_path: Path) -> None
             done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
             assert done.returncode == 0, done.stderr[-2000:]
     assert int(done.stdout) > KILLS / 2, "most runs were killed at work"
-    whole, killed = (RunFolder.open(tmp_path / name / "out") for name in ("whole", "killed"))
+    whole, killed = (Analysis.open(tmp_path / name / "out") for name in ("whole", "killed"))
     assert killed.problems == []
-    one, other = ({r.key: untimed(r) for r in folder.records()} for folder in (whole, killed))
+    one, other = ({r.key: untimed(r) for r in analysis.records} for analysis in (whole, killed))
     assert one == other
     assert render(killed, "md") == render(whole, "md")

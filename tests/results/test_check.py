@@ -13,9 +13,9 @@ from scipy.stats import spearmanr
 
 from benchmarks.cli import judge
 from epmq.errors import UserError
+from results.analysis.analysis import Analysis
 from results.judge.check import CheckReport, check
 from results.judge.junit import junit
-from results.store.folder import RunFolder
 from results.store.records import LayerResult, TaskResult
 from tests.fixtures.records import Correct, command, make_cell, make_folder, make_key, make_record
 
@@ -29,7 +29,7 @@ def layer(objective: float, name: str = "block.0") -> LayerResult:
 def compare(path: Path, now: dict[str, float] | None = None, objective: float = 0.25) -> CheckReport:
     golden = make_folder(path / "golden", make_cell("a", ACCURACIES))
     run = make_folder(path / "run", make_cell("a", now or ACCURACIES, layers=[layer(objective)]))
-    return check(run, golden)
+    return check(Analysis(run), Analysis(golden))
 
 
 def verdicts(report: CheckReport) -> dict[str, str]:
@@ -45,7 +45,7 @@ def flip(correct: Correct, task: str, count: int) -> Correct:
 
 def test_a_run_passes_beside_itself(tmp_path: Path) -> None:
     folder = make_folder(tmp_path, make_cell("a"), make_cell("b"))
-    report = check(folder, folder)
+    report = check(Analysis(folder), Analysis(folder))
     assert not report.failed
     assert report.moves == ()
     assert report.render() == (
@@ -97,7 +97,7 @@ def test_one_unlucky_task_of_twenty_passes(tmp_path: Path) -> None:
         make_folder(tmp_path / name, (make_record(correct, "a"), correct))
         for name, correct in (("golden", golden), ("run", now))
     ]
-    report = check(folders[1], folders[0])
+    report = check(Analysis(folders[1]), Analysis(folders[0]))
     assert not report.failed
     assert verdicts(report) == {"accuracy task-03": "within noise", "accuracy task-07": "within noise"}
 
@@ -111,8 +111,8 @@ def test_the_test_is_paired(tmp_path: Path) -> None:
         make_folder(tmp_path / name, (make_record(correct, "a"), correct))
         for name, correct in (("golden", golden), ("lost", lost), ("churned", churned))
     ]
-    assert check(folders[1], folders[0]).failed
-    assert not check(folders[2], folders[0]).failed
+    assert check(Analysis(folders[1]), Analysis(folders[0])).failed
+    assert not check(Analysis(folders[2]), Analysis(folders[0])).failed
 
 
 def test_noise_seldom_fails(tmp_path: Path) -> None:
@@ -123,7 +123,7 @@ def test_noise_seldom_fails(tmp_path: Path) -> None:
         for name in ("golden", "run"):
             correct = {task: rng.random(300) < 0.7 for task in ("digits", "shapes")}
             runs.append(make_folder(tmp_path / f"{name}{index}", (make_record(correct, "a"), correct)))
-        failures += check(runs[1], runs[0], rate=0.01).failed
+        failures += check(Analysis(runs[1]), Analysis(runs[0]), rate=0.01).failed
     assert failures <= 1  # P(more than 1 of 20) < 2 %
 
 
@@ -138,11 +138,11 @@ def test_more_cells_make_one_family_with_a_stricter_level_each(tmp_path: Path) -
         make_folder(tmp_path / f"{n}9", (make_record(c, "a"), c), *others)
         for n, c in (("g", golden), ("r", lost))
     ]
-    assert check(alone[1], alone[0]).failed  # 2 tests
-    report = check(among[1], among[0])
+    assert check(Analysis(alone[1]), Analysis(alone[0])).failed  # 2 tests
+    report = check(Analysis(among[1]), Analysis(among[0]))
     assert report.tests == 18
     assert not report.failed  # 18 * 2^-10 > 1 %
-    assert check(among[1], among[0], rate=0.02).failed
+    assert check(Analysis(among[1]), Analysis(among[0]), rate=0.02).failed
 
 
 def test_a_spearman_task_is_tested_too(tmp_path: Path) -> None:
@@ -157,8 +157,8 @@ def test_a_spearman_task_is_tested_too(tmp_path: Path) -> None:
         folder = make_folder(tmp_path / name)
         folder.append(record, {}, {"stsb@prediction": predicted, "stsb@reference": reference})
         runs.append(folder)
-    assert not check(runs[1], runs[0]).failed
-    assert verdicts(check(runs[2], runs[0])) == {"correlation stsb": "worse"}
+    assert not check(Analysis(runs[1]), Analysis(runs[0])).failed
+    assert verdicts(check(Analysis(runs[2]), Analysis(runs[0]))) == {"correlation stsb": "worse"}
 
 
 @pytest.mark.parametrize(
@@ -180,14 +180,14 @@ def test_an_objective_may_move_within_its_tolerance(
 def test_an_objective_of_round_off_size_may_change(tmp_path: Path) -> None:
     golden = make_folder(tmp_path / "golden", make_cell("a", layers=[layer(0.0), layer(1e-15, "block.1")]))
     run = make_folder(tmp_path / "run", make_cell("a", layers=[layer(2e-14), layer(-1e-15, "block.1")]))
-    assert not check(run, golden).failed
-    assert "largest of 2 small moves" in check(run, golden).render()
+    assert not check(Analysis(run), Analysis(golden)).failed
+    assert "largest of 2 small moves" in check(Analysis(run), Analysis(golden)).render()
 
 
 def test_a_missing_cell_task_or_layer_fails(tmp_path: Path) -> None:
     golden = make_folder(tmp_path / "golden", make_cell("a"), make_cell("b"))
     run = make_folder(tmp_path / "run", make_cell("a", {"digits": 0.8}, layers=[]), make_cell("c"))
-    report = check(run, golden)
+    report = check(Analysis(run), Analysis(golden))
     assert report.failed
     assert [(move.cell, move.quantity, move.verdict) for move in report.moves] == [
         (f"ties gptq merged 4-bit ({make_key('a')})", "accuracy shapes", "missing"),
@@ -200,14 +200,14 @@ def test_a_damaged_line_of_the_run_is_a_missing_cell(tmp_path: Path) -> None:
     golden = make_folder(tmp_path / "golden", make_cell("a"))
     run = make_folder(tmp_path / "run", make_cell("a"))
     (tmp_path / "run" / "records.jsonl").write_text("{}\n")
-    assert check(run, golden).failed
+    assert check(Analysis(run), Analysis(golden)).failed
 
 
 @pytest.mark.parametrize("other", [{"suite_version": 2}, {"suite": "toys"}], ids=str)
 def test_another_suite_version_fails(tmp_path: Path, other: dict[str, Any]) -> None:
     golden = make_folder(tmp_path / "golden", make_cell("a"))
     run = make_folder(tmp_path / "run", make_cell("a", **other), **other)
-    report = check(run, golden)
+    report = check(Analysis(run), Analysis(golden))
     assert report.failed
     assert verdicts(report) == {"suite": "other suite version"}
 
@@ -216,24 +216,24 @@ def test_another_device_class_or_a_rehearsal_is_said_as_such(tmp_path: Path) -> 
     golden = make_folder(tmp_path / "golden", make_cell("a"))
     other = make_folder(tmp_path / "other", make_cell("b", device="cuda", dtype="bfloat16"))
     rehearsal = make_folder(tmp_path / "rehearsal", make_cell("a"), rehearsal=True)
-    assert verdicts(check(other, golden)) == {"device": "other device"}
-    assert verdicts(check(rehearsal, golden)) == {"run": "rehearsal"}
-    assert check(other, golden).failed
-    assert check(rehearsal, golden).failed
+    assert verdicts(check(Analysis(other), Analysis(golden))) == {"device": "other device"}
+    assert verdicts(check(Analysis(rehearsal), Analysis(golden))) == {"run": "rehearsal"}
+    assert check(Analysis(other), Analysis(golden)).failed
+    assert check(Analysis(rehearsal), Analysis(golden)).failed
 
 
 @pytest.mark.parametrize("rate", [0.0, 1.0, -1.0, float("nan")])
 def test_a_rate_that_is_none_is_refused(tmp_path: Path, rate: float) -> None:
     folder = make_folder(tmp_path, make_cell("a"))
     with pytest.raises(UserError, match="false-alarm rate"):
-        check(folder, folder, rate=rate)
+        check(Analysis(folder), Analysis(folder), rate=rate)
 
 
 @pytest.mark.parametrize("rtol", [-1e-3, float("nan"), float("inf")])
 def test_a_tolerance_that_would_pass_anything_is_refused(tmp_path: Path, rtol: float) -> None:
     folder = make_folder(tmp_path, make_cell("a"))
     with pytest.raises(UserError, match="relative tolerance"):
-        check(folder, folder, rtol=rtol)
+        check(Analysis(folder), Analysis(folder), rtol=rtol)
 
 
 # -- for programs
@@ -256,7 +256,7 @@ def test_junit_has_one_case_per_golden_cell(tmp_path: Path) -> None:
     golden = make_folder(tmp_path / "golden", *cells)
     worse = make_cell("b", {"digits": 0.6, "shapes": 0.61})
     run = make_folder(tmp_path / "run", make_cell("a"), worse)
-    suite = ElementTree.fromstring(junit(check(run, golden), "gate"))[0]
+    suite = ElementTree.fromstring(junit(check(Analysis(run), Analysis(golden)), "gate"))[0]
     assert (suite.get("tests"), suite.get("failures")) == ("3", "2")
     assert [case.find("failure") is not None for case in suite] == [False, True, True]
     assert "accuracy digits: 80.00 -> 60.00" in str(suite[1].findtext("failure"))
@@ -267,7 +267,7 @@ def test_junit_escapes_names(tmp_path: Path) -> None:
     name = '<x a="b">&]]>'
     golden = make_folder(tmp_path / "golden", make_cell("a", method=name))
     run = make_folder(tmp_path / "run")
-    document = junit(check(run, golden), name)
+    document = junit(check(Analysis(run), Analysis(golden)), name)
     assert b"<x" not in document
     suite = ElementTree.fromstring(document)[0]
     assert suite.get("name") == name
@@ -277,7 +277,7 @@ def test_junit_escapes_names(tmp_path: Path) -> None:
 def test_junit_says_when_nothing_could_be_compared(tmp_path: Path) -> None:
     golden = make_folder(tmp_path / "golden", make_cell("a"))
     run = make_folder(tmp_path / "run", make_cell("a", suite_version=2), suite_version=2)
-    suite = ElementTree.fromstring(junit(check(run, golden), "gate"))[0]
+    suite = ElementTree.fromstring(junit(check(Analysis(run), Analysis(golden)), "gate"))[0]
     assert (suite.get("tests"), suite.get("failures")) == ("2", "1")
 
 
@@ -294,7 +294,7 @@ def test_a_golden_run_with_a_problem_never_passes(tmp_path: Path, damage: str) -
     else:
         lines.unlink()
     with pytest.raises(UserError) as caught:
-        check(RunFolder.open(tmp_path), golden)
+        check(Analysis.open(tmp_path), Analysis(golden))
     assert "\n" not in str(caught.value)
 
 
@@ -303,4 +303,4 @@ def test_a_run_on_other_samples_is_an_error(tmp_path: Path) -> None:
     golden = make_folder(tmp_path / "golden", make_cell("a"))
     run = make_folder(tmp_path / "run", (make_record(correct, "a"), correct))
     with pytest.raises(UserError, match="cannot pair 100 samples of digits with 200"):
-        check(run, golden)
+        check(Analysis(run), Analysis(golden))

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from results.analysis.groups import Run
+from results.analysis.analysis import Analysis
 from results.paper.claims import Finding, Verdict, judge, paper_gain
 from results.store.folder import RunFolder
 from results.store.records import LayerResult, Record, TaskResult
@@ -33,7 +33,7 @@ def both(first: float, second: float) -> dict[str, float]:
 
 
 def verdicts(folder: RunFolder) -> dict[str, Verdict]:
-    return {verdict.claim.id: verdict for verdict in judge(Run(folder))}
+    return {verdict.claim.id: verdict for verdict in judge(Analysis(folder))}
 
 
 def judged(path: Path, claim: str, *cells: Cell, **manifest: Any) -> Verdict:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
+from functools import cache
 from pathlib import Path
 
 import pytest
 
+from results.analysis.analysis import Analysis
 from results.figures.data import data_csv, figure_data
+from results.paper.compare import compare
+from results.paper.text import FORMATS as BESIDE
 from results.store.folder import RunFolder
 from results.tables.comparison import FORMATS, render
 
@@ -20,6 +25,11 @@ def name(path: Path) -> str:
     return path.relative_to(ROOT).as_posix()
 
 
+@cache
+def analysed(folder: Path) -> Analysis:
+    return Analysis.open(folder)
+
+
 def test_there_are_committed_results() -> None:
     assert SNAPSHOTS
 
@@ -27,22 +37,22 @@ def test_there_are_committed_results() -> None:
 @pytest.mark.parametrize("folder", COMMITTED, ids=name)
 def test_committed_records_are_whole(folder: Path) -> None:
     run = RunFolder.open(folder)
-    assert run.problems == []
+    assert run.read().problems == []
     assert {cell.key for cell in run.manifest.cells} == {record.key for record in run.records()}
     for record in run.records():
-        run.correct(record.key)  # checked against the record's accuracy
+        run.samples(record.key)  # checked against the record's accuracy
 
 
 @pytest.mark.parametrize("folder", SNAPSHOTS, ids=name)
 @pytest.mark.parametrize("fmt", FORMATS)
 def test_committed_tables_are_regenerated_byte_for_byte(folder: Path, fmt: str) -> None:
     table = folder / f"table.{ENDINGS[fmt]}"
-    assert render(RunFolder.open(folder), fmt).encode() == table.read_bytes()
+    assert render(analysed(folder), fmt).encode() == table.read_bytes()
 
 
 @pytest.mark.parametrize("folder", SNAPSHOTS, ids=name)
 def test_the_data_of_committed_figures_are_regenerated_byte_for_byte(folder: Path) -> None:
-    data = {f"{figure.name}.csv": data_csv(figure).encode() for figure in figure_data(RunFolder.open(folder))}
+    data = {f"{figure.name}.csv": data_csv(figure).encode() for figure in figure_data(analysed(folder))}
     assert data == {path.name: path.read_bytes() for path in (folder / "figures").glob("*.csv")}
     for ending in (".svg", ".png"):
         pictures = {path.stem for path in (folder / "figures").glob(f"*{ending}")}
@@ -53,3 +63,14 @@ def test_the_data_of_committed_figures_are_regenerated_byte_for_byte(folder: Pat
 def test_every_committed_run_has_its_tables_and_report(folder: Path) -> None:
     assert {path.name for path in folder.glob("table.*")} == {f"table.{end}" for end in ENDINGS.values()}
     assert (folder / "report.html").read_text("utf-8").startswith("<!DOCTYPE html>")
+
+
+@pytest.mark.parametrize("folder", SNAPSHOTS, ids=name)
+def test_every_committed_run_stands_beside_the_paper_in_every_format(folder: Path) -> None:
+    beside = compare(analysed(folder))
+    assert {verdict.claim.id for verdict in beside.verdicts if verdict.findings} == {"C1", "C2", "C3", "C4"}
+    assert [claim["verdict"] for claim in json.loads(BESIDE["json"](beside))["claims"]] == [
+        verdict.overall for verdict in beside.verdicts
+    ]
+    for write in BESIDE.values():
+        assert write(beside).endswith("\n")

@@ -14,12 +14,15 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from matplotlib.colors import to_hex
+from matplotlib.container import ErrorbarContainer
 
 from epmq.errors import UserError
+from results.analysis.analysis import Analysis
 from results.analysis.groups import outcomes
 from results.analysis.stats import paired_bootstrap
 from results.figures.data import FigureData, data_csv, figure_data
-from results.figures.files import drawn, save
+from results.figures.files import DRAW, drawings, drawn, save
 from results.figures.style import COLOURS, adaptive, floor_of, spread
 from results.store.folder import RunFolder
 from results.store.records import LayerResult, Record
@@ -64,7 +67,7 @@ def study(path: Path, **manifest: Any) -> RunFolder:
 
 
 def by_name(folder: RunFolder) -> dict[str, FigureData]:
-    return {data.name: data for data in figure_data(folder)}
+    return {data.name: data for data in figure_data(Analysis(folder))}
 
 
 def test_a_study_fills_every_figure(tmp_path: Path) -> None:
@@ -87,8 +90,8 @@ def test_recovery_has_the_paired_interval_to_the_merged_model(tmp_path: Path) ->
     points = by_name(folder)["recovery"].points
     point = next(point for point in points if point["label"] == "epmq")
     assert point["recovery"] == pytest.approx(0.25)
-    epmq, merged = (outcomes(folder, make_key(name)) for name in ("epmq0.60.001", "merged"))
-    _, low, high = paired_bootstrap(epmq, merged)
+    epmq, merged = (outcomes(folder.samples(make_key(name))) for name in ("epmq0.60.001", "merged"))
+    _, low, high, _ = paired_bootstrap(epmq, merged)
     assert [point["low"], point["high"]] == pytest.approx([low / 0.4, high / 0.4])
     assert "merged" not in {point["label"] for point in points}
 
@@ -136,7 +139,7 @@ def test_a_damaged_search_is_an_error(tmp_path: Path, text: str, complaint: str)
     folder = study(tmp_path)
     (tmp_path / "tuning.json").write_text(text)
     with pytest.raises(UserError, match=re.escape(complaint)):
-        figure_data(folder)
+        figure_data(Analysis(folder))
 
 
 def test_a_search_is_not_read_through_a_link(tmp_path: Path) -> None:
@@ -144,31 +147,31 @@ def test_a_search_is_not_read_through_a_link(tmp_path: Path) -> None:
     (tmp_path / "elsewhere.json").write_text("[]")
     (tmp_path / "run" / "tuning.json").symlink_to(tmp_path / "elsewhere.json")
     with pytest.raises(UserError, match="it is a link"):
-        figure_data(folder)
+        figure_data(Analysis(folder))
 
 
 def test_a_rehearsal_says_so_in_every_caption(tmp_path: Path) -> None:
-    captions = [data.caption for data in figure_data(study(tmp_path, rehearsal=True))]
+    captions = [data.caption for data in figure_data(Analysis(study(tmp_path, rehearsal=True)))]
     assert all(caption.endswith("Rehearsal: made-up stand-ins, not results.") for caption in captions)
 
 
 def test_captions_give_units_and_the_number_of_samples(tmp_path: Path) -> None:
-    captions = {data.kind: data.caption for data in figure_data(study(tmp_path))}
+    captions = {data.kind: data.caption for data in figure_data(Analysis(study(tmp_path)))}
     assert "in percent" in captions["bits"]
     assert "n = 200 test samples over 1 tasks" in captions["bits"]
     assert "3 layers; ties at 3 bits; logarithmic" in captions["deviations"]
 
 
 def test_a_folder_without_methods_has_no_figure(tmp_path: Path) -> None:
-    assert figure_data(make_folder(tmp_path / "a")) == []
-    assert figure_data(make_folder(tmp_path / "b", control("merged", 0.5))) == []
+    assert figure_data(Analysis(make_folder(tmp_path / "a"))) == []
+    assert figure_data(Analysis(make_folder(tmp_path / "b", control("merged", 0.5)))) == []
 
 
 # -- the files
 
 
 def test_a_figure_is_the_same_every_time(tmp_path: Path) -> None:
-    first, second = (figure_data(study(tmp_path / name)) for name in "ab")
+    first, second = (figure_data(Analysis(study(tmp_path / name))) for name in "ab")
     for one, other in zip(first, second, strict=True):
         assert data_csv(one) == data_csv(other)
         assert drawn(one, "svg") == drawn(other, "svg")
@@ -179,7 +182,7 @@ def test_drawing_leaves_matplotlibs_settings_alone(tmp_path: Path) -> None:
     import matplotlib as mpl
 
     before = dict(mpl.rcParams)
-    drawn(figure_data(study(tmp_path))[0], "svg")
+    drawn(figure_data(Analysis(study(tmp_path)))[0], "svg")
     assert dict(mpl.rcParams) == before
 
 
@@ -191,7 +194,7 @@ def test_the_csv_file_holds_the_points_at_full_precision(tmp_path: Path) -> None
 
 def test_saving_writes_picture_and_data_of_every_figure(tmp_path: Path) -> None:
     folder = study(tmp_path)
-    names = {path.relative_to(tmp_path).as_posix() for path in save(folder)}
+    names = {path.relative_to(tmp_path).as_posix() for path in save(tmp_path, drawings(Analysis(folder)))}
     assert names == {f"figures/{name}.{end}" for name in by_name(folder) for end in ("svg", "png", "csv")}
     svg = (tmp_path / "figures" / "recovery.svg").read_text()
     assert "<dc:date>" not in svg
@@ -203,7 +206,7 @@ def test_figures_are_not_written_through_a_link(tmp_path: Path) -> None:
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "run" / "figures").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(UserError, match="it is a link"):
-        save(folder)
+        save(tmp_path / "run", drawings(Analysis(folder)))
     assert list((tmp_path / "elsewhere").iterdir()) == []
 
 
@@ -217,20 +220,62 @@ def test_hostile_names_are_drawn_as_text_and_name_no_file(tmp_path: Path, name: 
     folder = make_folder(
         tmp_path, method(safe, 0.5, merge=safe, target="expert"), control("merged", 0.4, merge=safe)
     )
-    for data in figure_data(folder):
+    for data in figure_data(Analysis(folder)):
         assert re.fullmatch(r"[a-z0-9-]{1,90}", data.name)
         svg = drawn(data, "svg").decode()
         assert "<script" not in svg
-    assert drawn(figure_data(folder)[0], "png")
+    assert drawn(figure_data(Analysis(folder))[0], "png")
 
 
 def test_merges_whose_file_names_would_be_the_same_are_kept_apart(tmp_path: Path) -> None:
     folder = make_folder(tmp_path, method("gptq", 0.5, merge="a b"), method("rtn", 0.4, merge="a+b"))
-    names = [data.name for data in figure_data(folder)]
+    names = [data.name for data in figure_data(Analysis(folder))]
     assert len(set(names)) == len(names)
 
 
 # -- how they look
+
+
+def looks(data: FigureData) -> set[tuple[str, str, str | None]]:
+    """Method, colour and marker (None for bars) of every series of a figure."""
+    shown: set[tuple[str, str, str | None]] = set()
+    for axes in DRAW[data.kind](data).axes:
+        lines: list[Any] = [line for line in axes.lines if not str(line.get_label()).startswith("_")]
+        for container in axes.containers:
+            if isinstance(container, ErrorbarContainer):
+                container[0].set_label(container.get_label())
+                lines.append(container[0])
+            else:
+                edge = to_hex(container[0].get_edgecolor())
+                shown.add((str(container.get_label()), edge, None))
+        shown |= {(str(x.get_label()), to_hex(x.get_color()), str(x.get_marker())) for x in lines}
+    return {(label.partition(",")[0], colour, marker) for label, colour, marker in shown}
+
+
+def test_a_method_has_one_colour_and_one_marker_in_every_figure(tmp_path: Path) -> None:
+    """Whatever other methods a merge, a number of bits or a figure has."""
+    guided: dict[str, Any] = {"target": "expert", "rounding": "gptq"}
+    folder = make_folder(
+        tmp_path,
+        control("experts", 0.9, merge=None),
+        *(control("merged", 0.5, merge=merge) for merge in ("ties", "mean")),
+        control("epmq-fp", 0.7),
+        control("two-step", 0.6, bits=4, merge="mean"),
+        *(method(f"m{index}", 0.4 + index / 50, merge="mean") for index in range(9)),
+        *(method(name, 0.5, merge="ties", bits=bits) for name in ("m7", "rtn") for bits in (4, 3)),
+        method("epmq", 0.6, **guided),
+        method("epmq-no-anchor", 0.2, anchor=0.0, **guided),
+    )
+    figures = figure_data(Analysis(folder))
+    assert {data.kind for data in figures} == {"bits", "recovery", "tasks", "deviations", "anchor"}
+    seen = [looks(data) for data in figures]
+    assert all(seen)
+    together = set().union(*seen)
+    colours = {(name, colour) for name, colour, _ in together}
+    markers = {(name, marker) for name, _, marker in together if marker is not None}
+    assert len(colours) == len(markers) == len({name for name, _ in colours}) == 14
+    pairs = {(dict(colours)[name], dict(markers)[name]) for name, _ in colours}
+    assert len(pairs) == 14, "no two methods look alike"
 
 
 def luminance(colour: str) -> float:
@@ -247,13 +292,13 @@ def contrast(one: str, other: str) -> float:
 def test_labels_can_be_read_on_light_and_dark() -> None:
     style = adaptive("<svg >")
     light, dark = (re.findall(r"--c\d+:(#[0-9a-f]{6})", part) for part in style.split("@media"))
-    assert light[5:] == list(COLOURS)
-    assert min(contrast(colour, light[3]) for colour in [*light[:2], *light[5:]]) >= 4.5
-    assert min(contrast(colour, dark[3]) for colour in [*dark[:2], *dark[5:]]) >= 4.5
+    assert light[4:] == list(COLOURS)
+    assert min(contrast(colour, light[3]) for colour in [*light[:2], *light[4:]]) >= 4.5
+    assert min(contrast(colour, dark[3]) for colour in [*dark[:2], *dark[4:]]) >= 4.5
 
 
 def test_a_picture_for_a_page_names_no_colour_outside_its_variables(tmp_path: Path) -> None:
-    for data in figure_data(study(tmp_path)):
+    for data in figure_data(Analysis(study(tmp_path))):
         body = adaptive(drawn(data, "svg").decode()).split("</style>", 1)[1]
         assert not re.findall(r"#[0-9a-fA-F]{6}\b(?=[;\"])", body)
 

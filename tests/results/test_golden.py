@@ -10,6 +10,7 @@ import pytest
 
 from benchmarks.cli import judge
 from epmq.errors import UserError
+from results.analysis.analysis import Analysis
 from results.judge import golden
 from results.store.folder import RunFolder
 from tests.fixtures.records import asking, command, make_cell, make_folder, make_key
@@ -28,19 +29,19 @@ def history(path: Path) -> list[dict[str, Any]]:
 
 
 def test_a_golden_run_is_kept_by_suite_version_and_device(tmp_path: Path) -> None:
-    path, _ = golden.update(fit(tmp_path / "run"), tmp_path / "golden", "the first")
+    path, _ = golden.update(Analysis(fit(tmp_path / "run")), tmp_path / "golden", "the first")
     assert path == tmp_path / "golden" / "toy" / "v1-cpu"
-    assert golden.locate(tmp_path / "golden", RunFolder.open(tmp_path / "run")) == path
-    assert golden.locate(path, RunFolder.open(tmp_path / "run")) == path
+    assert golden.locate(tmp_path / "golden", Analysis.open(tmp_path / "run")) == path
+    assert golden.locate(path, Analysis.open(tmp_path / "run")) == path
     stored = RunFolder.open(path)
     assert [record.key for record in stored.records()] == [make_key("a"), make_key("b")]
-    assert stored.correct(make_key("a"))["digits"].mean() == 0.8
-    assert stored.problems == []
+    assert stored.samples(make_key("a")).correct["digits"].mean() == 0.8
+    assert stored.read().problems == []
 
 
 def test_an_update_records_when_why_and_what_moved(tmp_path: Path) -> None:
-    golden.update(fit(tmp_path / "one"), tmp_path / "golden", "the first")
-    path, _ = golden.update(fit(tmp_path / "two", 0.7), tmp_path / "golden", "  a better\nanchor ")
+    golden.update(Analysis(fit(tmp_path / "one")), tmp_path / "golden", "the first")
+    path, _ = golden.update(Analysis(fit(tmp_path / "two", 0.7)), tmp_path / "golden", "  a better\nanchor ")
     first, second = history(path)
     assert (first["reason"], first["replaced"], first["moved"]) == ("the first", False, [])
     assert (second["reason"], second["replaced"]) == ("a better anchor", True)
@@ -80,7 +81,7 @@ def test_an_unfit_run_does_not_become_golden(
     tmp_path: Path, manifest: dict[str, Any], complaint: str
 ) -> None:
     with pytest.raises(UserError, match=complaint):
-        golden.update(fit(tmp_path / "run", **manifest), tmp_path / "golden", "no")
+        golden.update(Analysis(fit(tmp_path / "run", **manifest)), tmp_path / "golden", "no")
     assert not (tmp_path / "golden").exists()
 
 
@@ -99,28 +100,28 @@ def test_an_unpinned_damaged_or_empty_run_does_not_become_golden(tmp_path: Path)
         (changed, make_key("b")),
     ):
         with pytest.raises(UserError, match=complaint):
-            golden.update(folder, tmp_path / "golden", "no")
+            golden.update(Analysis(folder), tmp_path / "golden", "no")
     assert not (tmp_path / "golden").exists()
 
 
 @pytest.mark.parametrize("reason", ["", "  \n"])
 def test_a_reason_is_needed(tmp_path: Path, reason: str) -> None:
     with pytest.raises(UserError, match="--reason"):
-        golden.update(fit(tmp_path / "run"), tmp_path / "golden", reason)
+        golden.update(Analysis(fit(tmp_path / "run")), tmp_path / "golden", reason)
 
 
 def test_the_golden_run_of_another_suite_is_not_replaced(tmp_path: Path) -> None:
-    path, _ = golden.update(fit(tmp_path / "run"), tmp_path / "golden", "the first")
+    path, _ = golden.update(Analysis(fit(tmp_path / "run")), tmp_path / "golden", "the first")
     other = fit(tmp_path / "other", suite="toys")
     with pytest.raises(UserError, match="holds toy version 1"):
-        golden.update(other, path, "by mistake")
+        golden.update(Analysis(other), path, "by mistake")
     assert len(history(path)) == 1
 
 
 def test_an_update_that_fails_leaves_the_golden_run_as_it_was(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path, _ = golden.update(fit(tmp_path / "one"), tmp_path / "golden", "the first")
+    path, _ = golden.update(Analysis(fit(tmp_path / "one")), tmp_path / "golden", "the first")
     better = fit(tmp_path / "two", 0.9)
     rename = Path.rename
 
@@ -131,7 +132,7 @@ def test_an_update_that_fails_leaves_the_golden_run_as_it_was(
 
     monkeypatch.setattr(Path, "rename", full)
     with pytest.raises(UserError, match="No space left"):
-        golden.update(better, tmp_path / "golden", "better")
+        golden.update(Analysis(better), tmp_path / "golden", "better")
     assert RunFolder.open(path).records()[0].tasks["digits"].value == 0.8
     assert len(history(path)) == 1
 
@@ -139,7 +140,7 @@ def test_an_update_that_fails_leaves_the_golden_run_as_it_was(
 def test_records_of_two_devices_have_no_one_golden_run(tmp_path: Path) -> None:
     folder = make_folder(tmp_path / "run", make_cell("a"), make_cell("b", device="cuda"))
     with pytest.raises(UserError, match="one device class, not cpu, cuda"):
-        golden.locate(tmp_path / "golden", folder)
+        golden.locate(tmp_path / "golden", Analysis(folder))
 
 
 def test_a_run_whose_hashes_do_not_fit_does_not_become_golden(tmp_path: Path) -> None:
@@ -147,4 +148,4 @@ def test_a_run_whose_hashes_do_not_fit_does_not_become_golden(tmp_path: Path) ->
     lines = tmp_path / "run" / "records.jsonl"
     lines.write_bytes(lines.read_bytes().replace(b'"quantise":0.1', b'"quantise":0.2', 1))
     with pytest.raises(UserError, match=r"fails 'epmq verify': .* SHA-256"):
-        golden.update(folder, tmp_path / "golden", "no")
+        golden.update(Analysis(folder), tmp_path / "golden", "no")

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from epmq.errors import UserError
+from results.analysis.analysis import Analysis
 from results.judge.verify import verify
 from results.store.folder import RunFolder
 from results.tables.comparison import FORMATS, render, save
@@ -27,17 +28,17 @@ def complaints(path: Path) -> Iterator[str]:
     """What reading, printing and verifying a folder say is wrong with it."""
     try:
         folder = RunFolder.open(path)
-        yield from folder.problems
+        yield from folder.read().problems
     except UserError as error:
         yield str(error)
         return
     for fmt in FORMATS:
         try:
-            assert SECRET not in render(folder, fmt)
+            assert SECRET not in render(Analysis(folder), fmt)
         except UserError as error:
             yield str(error)
     try:
-        report = verify(folder)
+        report = verify(Analysis(folder))
         yield from (failure for point in report.points for failure in point.failures)
         assert SECRET not in report.render()
     except UserError as error:
@@ -98,7 +99,7 @@ def test_the_other_lines_stay_usable(outside: Path, hostile: Hostile) -> None:
     found = {record.key for record in folder.records()} & {make_key(name) for name in NAMES}
     assert len(found) >= 2
     for key in found - {KEY}:
-        assert folder.correct(key)
+        assert folder.samples(key).correct
 
 
 def contents(path: Path) -> dict[Path, bytes]:
@@ -114,7 +115,7 @@ def test_nothing_is_written_through_a_hostile_folder(outside: Path, hostile: Hos
     with contextlib.suppress(UserError):
         make_folder(outside / "run", make_cell("new"))
     with contextlib.suppress(UserError):
-        save(RunFolder.open(outside / "run"))
+        save(Analysis.open(outside / "run"))
     assert contents(outside / "elsewhere") == elsewhere
 
 
@@ -138,12 +139,12 @@ def test_markup_in_names_is_text_in_every_table(outside: Path, name: str) -> Non
     names = {"merge": name, "method": name, "target": name, "axes": {name: name}}
     cell = (make_record(correct, "a", **names, **sizes), correct)
     folder = make_folder(outside / "run", cell, asked=asking(cell))
-    save(folder)
-    assert not verify(folder).failed
-    html = render(folder, "html")
+    save(Analysis(folder))
+    assert not verify(Analysis(folder)).failed
+    html = render(Analysis(folder), "html")
     assert "<script>alert" not in html
     assert not re.search(r"<(img|svg|b)\b", html)
-    markdown = render(folder, "md")
+    markdown = render(Analysis(folder), "md")
     assert len({len(re.findall(r"(?<!\\)\|", line)) for line in markdown.splitlines() if "|" in line}) == 1
     assert not re.search(r"(?<!\\)<(script|img|svg|b)\b", markdown)
-    assert not re.search(r"(?<!textbackslash)\\input\b", render(folder, "latex"))
+    assert not re.search(r"(?<!textbackslash)\\input\b", render(Analysis(folder), "latex"))

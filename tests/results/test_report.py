@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from benchmarks.cli.main import main
-from results.analysis.rows import comparison
+from results.analysis.analysis import Analysis
+from results.figures.files import drawings
 from results.report.page import page, save
 from results.store.folder import RunFolder
 from results.tables.columns import Column, columns
@@ -50,8 +51,13 @@ class Page(HTMLParser):
         return [attributes for name, attributes in self.elements if name == tag]
 
 
+def page_of(folder: RunFolder) -> str:
+    analysis = Analysis(folder)
+    return page(analysis, drawings(analysis))
+
+
 def parsed(folder: RunFolder) -> Page:
-    return Page(page(folder))
+    return Page(page_of(folder))
 
 
 def policy(found: Page) -> str:
@@ -67,12 +73,12 @@ def test_the_page_fetches_nothing(tmp_path: Path) -> None:
             url = attributes.get(name)
             assert url is None or url.startswith(("data:", "#")), (tag, url)
     assert not found.all("link")
-    assert "@import" not in page(study(tmp_path / "again"))
-    assert "url(" not in page(study(tmp_path / "more"))
+    assert "@import" not in page_of(study(tmp_path / "again"))
+    assert "url(" not in page_of(study(tmp_path / "more"))
 
 
 def test_only_the_pages_own_script_and_style_may_run(tmp_path: Path) -> None:
-    text = page(study(tmp_path))
+    text = page_of(study(tmp_path))
     rules = policy(Page(text))
     assert rules.startswith("default-src 'none';")
     assert "unsafe" not in rules
@@ -112,7 +118,7 @@ def test_every_figure_has_a_text_a_caption_and_its_data(tmp_path: Path) -> None:
 
 def test_every_number_of_the_tables_is_on_the_page(tmp_path: Path) -> None:
     folder = study(tmp_path)
-    rows = comparison(folder)
+    rows = Analysis(folder).rows
     text = "".join(parsed(folder).text)
     shown: list[Column] = columns(rows, ("quality", "size", "tasks", "cost"), ["digits"])
     for row in rows:
@@ -156,7 +162,7 @@ def test_claims_have_their_verdicts(tmp_path: Path) -> None:
 
 
 def test_an_empty_folder_has_a_report(tmp_path: Path) -> None:
-    assert "No method has been run yet." in page(make_folder(tmp_path))
+    assert "No method has been run yet." in page_of(make_folder(tmp_path))
 
 
 HOSTILE = [
@@ -213,5 +219,6 @@ def test_the_command_writes_the_page_and_the_figures(
 def test_saving_twice_writes_the_same_bytes(tmp_path: Path) -> None:
     folder = study(tmp_path / "run")
     for name in ("a", "b"):
-        save(folder, tmp_path / name)
+        analysis = Analysis(folder)
+        save(analysis, drawings(analysis), tmp_path / name)
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()

@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+from results.analysis.analysis import Analysis
+from results.figures.files import drawings
 from results.report.page import save
 from tests.results.test_figures import study
 
@@ -40,7 +42,8 @@ Driver = webdriver.Chrome
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("report")
-    save(study(folder / "run", environment={"cpus": 2}), folder / "report.html")
+    analysis = Analysis(study(folder / "run", environment={"cpus": 2}))
+    save(analysis, drawings(analysis), folder / "report.html")
     return folder / "report.html"
 
 

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
-from results.analysis.groups import grouped, outcomes
-from results.analysis.rows import Row, comparison, recovered
-from results.analysis.stats import hierarchical_bootstrap, holm, paired_test
+from results.analysis.analysis import Analysis
+from results.analysis.groups import outcomes
+from results.analysis.rows import Row, recovered
+from results.analysis.stats import hierarchical_bootstrap, holm, paired_bootstrap
 from results.store.folder import RunFolder
 from results.store.records import Record, TaskResult
 from tests.fixtures.records import Correct, make_cell, make_folder, make_key, make_record
@@ -25,7 +26,7 @@ def bound(method: str, accuracies: dict[str, float], **changes: Any) -> tuple[Re
 
 
 def only(folder: RunFolder, **fields: Any) -> Row:
-    (row,) = [row for row in comparison(folder) if all(getattr(row, k) == v for k, v in fields.items())]
+    (row,) = [row for row in Analysis(folder).rows if all(getattr(row, k) == v for k, v in fields.items())]
     return row
 
 
@@ -35,7 +36,7 @@ def epmq(name: str, digits: float, seed: int) -> tuple[Record, Correct]:
 
 def test_records_that_differ_in_the_seed_only_are_one_row(tmp_path: Path) -> None:
     cells = [make_cell(f"s{seed}", {"digits": 0.5 + seed / 10}, seed=seed) for seed in (2, 0, 1)]
-    (row,) = comparison(make_folder(tmp_path, *cells))
+    (row,) = Analysis(make_folder(tmp_path, *cells)).rows
     assert [record.seed for record in row.records] == [0, 1, 2]
     assert row.average == pytest.approx(0.6)
     assert row.spread == pytest.approx(statistics.stdev([0.5, 0.6, 0.7]))
@@ -49,7 +50,7 @@ def test_records_that_differ_in_the_seed_only_are_one_row(tmp_path: Path) -> Non
     ids=str,
 )
 def test_records_that_differ_in_more_are_rows_of_their_own(tmp_path: Path, changes: dict[str, Any]) -> None:
-    rows = comparison(make_folder(tmp_path, make_cell("a"), make_cell("b", seed=1, **changes)))
+    rows = Analysis(make_folder(tmp_path, make_cell("a"), make_cell("b", seed=1, **changes))).rows
     assert [len(row.records) for row in rows] == [1, 1]
     assert all(row.settings for row in rows)
 
@@ -58,12 +59,16 @@ def test_records_made_by_other_code_are_not_averaged(tmp_path: Path) -> None:
     named = {"merge": "ties", "method": "gptq", "target": "merged", "bits": 4}
     cells = [{"key": make_key(name), "code": name * 64, **named} for name in ("a", "b")]
     folder = make_folder(tmp_path, make_cell("a"), make_cell("b", seed=1), asked={"cells": cells})
-    assert len(grouped(folder)) == 2
-    assert [row.settings for row in comparison(folder)] == ["code=aaaaaaaa, seed=0", "code=bbbbbbbb, seed=1"]
+    analysis = Analysis(folder)
+    assert len(analysis.groups) == 2
+    assert [row.settings for row in analysis.rows] == [
+        "code=aaaaaaaa, seed=0",
+        "code=bbbbbbbb, seed=1",
+    ]
 
 
 def test_the_same_seed_twice_is_two_rows(tmp_path: Path) -> None:
-    assert len(comparison(make_folder(tmp_path, make_cell("a"), make_cell("b")))) == 2
+    assert len(Analysis(make_folder(tmp_path, make_cell("a"), make_cell("b"))).rows) == 2
 
 
 # -- recovery
@@ -112,7 +117,7 @@ def test_seeds_are_paired_with_the_same_seeds(tmp_path: Path) -> None:
     cells = [make_cell(f"g{seed}", {"digits": 0.5 + seed / 10}, seed=seed) for seed in (0, 1, 2)]
     cells += [epmq("e1", 0.65, 1), epmq("e2", 0.8, 2)]
     folder = make_folder(tmp_path, *cells)
-    a, b = ([outcomes(folder, make_key(f"{name}{seed}")) for seed in (1, 2)] for name in "eg")
+    a, b = ([outcomes(folder.samples(make_key(f"{name}{seed}"))) for seed in (1, 2)] for name in "eg")
     row = only(folder, method="epmq")
     assert row.vs_gptq == hierarchical_bootstrap(a, b)
     assert row.vs_gptq is not None
@@ -129,10 +134,11 @@ def test_p_values_are_adjusted_for_all_rows_that_are_compared(tmp_path: Path) ->
     names = {"rtn": 0.47, "awq": 0.53, "other": 0.55}
     cells = [make_cell(name, {"digits": value}, method=name) for name, value in names.items()]
     folder = make_folder(tmp_path, make_cell("gptq", {"digits": 0.5}), *cells)
-    gptq = [outcomes(folder, make_key("gptq"))]
-    single = [paired_test([outcomes(folder, make_key(name))], gptq) for name in names]
+    gptq = outcomes(folder.samples(make_key("gptq")))
+    alone = {name: outcomes(folder.samples(make_key(name))) for name in names}
+    single = [paired_bootstrap(alone[name], gptq).p_value for name in names]
     adjusted = dict(zip(names, holm(single).tolist(), strict=True))
-    assert {row.method: row.p_value for row in comparison(folder) if row.p_value is not None} == adjusted
+    assert {row.method: row.p_value for row in Analysis(folder).rows if row.p_value is not None} == adjusted
 
 
 def test_a_task_of_rank_correlation_has_an_interval_too(tmp_path: Path) -> None:

@@ -29,11 +29,11 @@ def test_predictions_are_kept_beside_what_is_right(tmp_path: Path) -> None:
     folder = make_folder(tmp_path)
     classes = np.arange(200) % 7
     folder.append(record, correct, {"digits@prediction": classes})
-    assert {name: list(array) for name, array in folder.predictions(record.key).items()} == {
+    assert {name: list(array) for name, array in folder.samples(record.key).predictions.items()} == {
         "digits@prediction": list(classes)
     }
-    assert folder.predictions(record.key)["digits@prediction"].dtype == np.int32
-    assert set(folder.correct(record.key)) == {"digits", "shapes"}
+    assert folder.samples(record.key).predictions["digits@prediction"].dtype == np.int32
+    assert set(folder.samples(record.key).correct) == {"digits", "shapes"}
 
 
 def ranked(changes: dict[str, Any] | None = None) -> tuple[Record, Correct, dict[str, Any]]:
@@ -49,12 +49,12 @@ def ranked(changes: dict[str, Any] | None = None) -> tuple[Record, Correct, dict
 def test_a_correlation_is_recomputed_from_predictions_and_references(tmp_path: Path) -> None:
     folder = make_folder(tmp_path)
     folder.append(*ranked())
-    stored = RunFolder.open(tmp_path).predictions(make_key("a"))
+    stored = RunFolder.open(tmp_path).samples(make_key("a")).predictions
     assert {name: (array.dtype.name, array.tolist()) for name, array in stored.items()} == {
         "sts@prediction": ("float64", [0.1, 0.3, 0.2, 9.0]),
         "sts@reference": ("float64", [1.0, 2.0, 3.0, 4.0]),
     }
-    assert set(folder.correct(make_key("a"))) == {"digits"}
+    assert set(folder.samples(make_key("a")).correct) == {"digits"}
 
 
 def test_a_constant_prediction_has_no_correlation(tmp_path: Path) -> None:
@@ -114,7 +114,7 @@ def test_correctness_that_is_not_the_records_is_refused(
     folder.append(*make_cell("a"))
     np.savez_compressed(tmp_path / "samples" / f"{make_key('a')}.npz", allow_pickle=False, **correct)
     with pytest.raises(UserError, match=complaint):
-        folder.correct(make_key("a"))
+        folder.samples(make_key("a"))
 
 
 def _pickled() -> bytes:
@@ -139,7 +139,7 @@ def test_a_file_of_samples_that_is_damaged_or_pickled_is_refused(tmp_path: Path,
     folder = make_folder(tmp_path, make_cell("a"))
     (tmp_path / "samples" / f"{make_key('a')}.npz").write_bytes(content)
     with pytest.raises(UserError, match="cannot be read as per-sample correctness") as caught:
-        folder.correct(make_key("a"))
+        folder.samples(make_key("a"))
     assert "\n" not in str(caught.value)
 
 
@@ -147,4 +147,4 @@ def test_samples_that_are_missing_are_refused(tmp_path: Path) -> None:
     folder = make_folder(tmp_path, make_cell("a"))
     (tmp_path / "samples" / f"{make_key('a')}.npz").unlink()
     with pytest.raises(UserError, match="No such file"):
-        folder.correct(make_key("a"))
+        folder.samples(make_key("a"))

@@ -5,23 +5,20 @@ from __future__ import annotations
 import json
 from importlib import import_module
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from benchmarks.cli import folder
 from benchmarks.cli.folder import SCHEMAS
-from epmq.errors import UserError
 from results.store.records import SCHEMA, Manifest, Record
 from tests.fixtures.records import command, make_cell, make_manifest
 
 MODELS: dict[str, type[Record] | type[Manifest]] = {"record": Record, "manifest": Manifest}
-DATA = Path(__file__).parent / "data"
 
 
-def published(kind: str, version: int = SCHEMA) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((SCHEMAS / f"{kind}-{version}.schema.json").read_bytes())
+def published(kind: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((SCHEMAS / f"{kind}-{SCHEMA}.schema.json").read_bytes())
     return found
 
 
@@ -31,25 +28,11 @@ def test_the_published_schema_is_regenerated_byte_for_byte(kind: str) -> None:
     assert MODELS[kind].published_schema().encode() == file.read_bytes()
 
 
-@pytest.mark.parametrize("version", range(1, SCHEMA + 1))
 @pytest.mark.parametrize("kind", MODELS)
-def test_every_version_is_published_and_printed(
-    kind: str, version: int, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert command(folder, "schema", kind, "--version", version) == 0
-    assert json.loads(capsys.readouterr().out) == published(kind, version)
-    assert published(kind, version)["properties"]["schema"]["const"] == version
-
-
-def test_the_present_version_is_printed_by_default(capsys: pytest.CaptureFixture[str]) -> None:
-    assert command(folder, "schema", "record") == 0
-    assert capsys.readouterr().out == Record.published_schema()
-
-
-@pytest.mark.parametrize("version", [0, 99, -1])
-def test_an_unknown_version_is_one_line(version: int) -> None:
-    with pytest.raises(UserError, match=f"schema version {version} is unknown; give 1 to {SCHEMA}"):
-        command(folder, "schema", "record", f"--version={version}")
+def test_the_schema_is_printed(kind: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command(folder, "schema", kind) == 0
+    assert capsys.readouterr().out == MODELS[kind].published_schema()
+    assert published(kind)["properties"]["schema"]["const"] == SCHEMA
 
 
 def test_what_has_no_default_is_required() -> None:
@@ -79,9 +62,3 @@ def test_a_validator_takes_our_files_and_refuses_others() -> None:
         assert list(validator.iter_errors(stored)) == []
         for wrong in ({"colour": "blue"}, {"schema": 1}, {"suite": 3}, {"suite_version": 0}):
             assert list(validator.iter_errors({**stored, **wrong})), wrong
-    old = DATA / "schema-1"
-    for kind, file in (("record", "records.jsonl"), ("manifest", "manifest.json")):
-        validator = jsonschema.Draft202012Validator(published(kind, 1))
-        text = (old / file).read_text()
-        for stored in map(json.loads, text.splitlines() if kind == "record" else [text]):
-            assert list(validator.iter_errors(stored)) == []

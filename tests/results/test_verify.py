@@ -11,6 +11,7 @@ import pytest
 
 from benchmarks.cli import folder as cli_folder
 from epmq.errors import UserError
+from results.analysis.analysis import Analysis
 from results.figures.data import figure_data
 from results.judge.verify import Report, verify
 from results.store.folder import RunFolder
@@ -38,7 +39,7 @@ def study() -> list[Any]:
 
 
 def verified(path: Path, *cells: Any, **manifest: Any) -> Report:
-    return verify(make_folder(path, *cells, **{"asked": asking(*cells), **manifest}))
+    return verify(Analysis(make_folder(path, *cells, **{"asked": asking(*cells), **manifest})))
 
 
 def failures(report: Report) -> dict[str, str]:
@@ -48,9 +49,9 @@ def failures(report: Report) -> dict[str, str]:
 
 def test_a_whole_folder_passes_and_says_what_was_looked_at(tmp_path: Path) -> None:
     folder = make_folder(tmp_path, *study(), asked=asking(*study()))
-    save(folder)
+    save(Analysis(folder))
     save_figures_data(folder)
-    report = verify(folder)
+    report = verify(Analysis(folder))
     assert not report.failed
     assert {point.what: point.checked for point in report.points} == {
         "lines of records.jsonl": 2,
@@ -63,7 +64,7 @@ def test_a_whole_folder_passes_and_says_what_was_looked_at(tmp_path: Path) -> No
         "packed sizes and bits per weight": 2,
         "tasks alike in every cell": 2,
         "saved tables": 5,
-        "data of saved figures": len(figure_data(folder)),
+        "data of saved figures": len(figure_data(Analysis(folder))),
     }
     assert report.notes == ()
     assert report.render().endswith(f"{tmp_path}: verified\n")
@@ -72,7 +73,7 @@ def test_a_whole_folder_passes_and_says_what_was_looked_at(tmp_path: Path) -> No
 def save_figures_data(folder: RunFolder) -> None:
     """The CSV beside a figure, without the time that drawing takes."""
     (folder.path / "figures").mkdir()
-    for data in figure_data(folder):
+    for data in figure_data(Analysis(folder)):
         (folder.path / "figures" / f"{data.name}.csv").write_text(csv_text(list(data.points[0]), data.points))
 
 
@@ -130,7 +131,7 @@ def test_a_correlation_against_other_references_is_found(tmp_path: Path) -> None
     folder = make_folder(tmp_path, asked=asking(*cells))
     for (record, correct), references in zip(cells, ([1, 2, 3], [4, 5, 6]), strict=True):
         folder.append(record, correct, {"sts@prediction": [1, 2, 3], "sts@reference": references})
-    assert list(failures(verify(folder))) == ["tasks alike in every cell"]
+    assert list(failures(verify(Analysis(folder)))) == ["tasks alike in every cell"]
 
 
 # -- what was asked for
@@ -157,7 +158,7 @@ def test_what_is_no_failure_is_a_note(tmp_path: Path) -> None:
     cells = [make_cell("a", pinned=False, **PACKED), make_cell("b", **PACKED)]
     folder = make_folder(tmp_path, cells[0], asked=asking(*cells), rehearsal=True)
     (tmp_path / "samples" / "left-over.npz").write_bytes(b"")
-    report = verify(folder)
+    report = verify(Analysis(folder))
     assert not report.failed
     assert report.notes == (
         "a rehearsal: made-up data or checkpoints, no number is a result",
@@ -177,7 +178,7 @@ def change(path: Path, edit: Callable[[bytes], bytes]) -> None:
 def test_a_record_that_was_edited_is_found_by_its_hash(tmp_path: Path) -> None:
     verified(tmp_path, *study())
     change(tmp_path / "records.jsonl", lambda text: text.replace(b'"objective":0.25', b'"objective":0.15'))
-    found = failures(verify(RunFolder.open(tmp_path)))
+    found = failures(verify(Analysis.open(tmp_path)))
     assert list(found) == ["hashes of records"]
     assert "SHA-256 is " in found["hashes of records"]
 
@@ -187,7 +188,7 @@ def test_a_record_without_hashes_is_found(tmp_path: Path) -> None:
     lines = (tmp_path / "records.jsonl").read_bytes().splitlines()
     bare = Record.from_json(lines[1]).model_copy(update={"samples_sha256": None, "record_sha256": None})
     (tmp_path / "records.jsonl").write_bytes(lines[0] + b"\n" + bare.to_json().encode() + b"\n")
-    found = failures(verify(RunFolder.open(tmp_path)))
+    found = failures(verify(Analysis.open(tmp_path)))
     assert [(what, text.rpartition(" ")[2]) for what, text in found.items()] == [
         ("hashes of records", "None"),
         ("hashes of samples", "None"),
@@ -202,7 +203,7 @@ def test_samples_that_were_exchanged_are_found_even_with_the_same_accuracy(tmp_p
     verified(tmp_path / "b", cells[0], (record, mirrored))
     file = Path("samples") / f"{make_key('gptq')}.npz"
     change(tmp_path / "a" / file, lambda _: (tmp_path / "b" / file).read_bytes())
-    assert list(failures(verify(RunFolder.open(tmp_path / "a")))) == ["hashes of samples"]
+    assert list(failures(verify(Analysis.open(tmp_path / "a")))) == ["hashes of samples"]
 
 
 def test_samples_with_another_accuracy_are_found_by_their_values(tmp_path: Path) -> None:
@@ -210,20 +211,20 @@ def test_samples_with_another_accuracy_are_found_by_their_values(tmp_path: Path)
     verified(tmp_path / "b", make_cell("gptq", {"digits": 0.5, "shapes": 0.5}))
     file = Path("samples") / f"{make_key('gptq')}.npz"
     change(tmp_path / "a" / file, lambda _: (tmp_path / "b" / file).read_bytes())
-    found = failures(verify(RunFolder.open(tmp_path / "a")))
+    found = failures(verify(Analysis.open(tmp_path / "a")))
     assert "digits has accuracy 0.5, its record 0.8" in found["tasks' values from samples"]
 
 
 def test_missing_samples_are_found(tmp_path: Path) -> None:
     verified(tmp_path, *study())
     (tmp_path / "samples" / f"{make_key('gptq')}.npz").unlink()
-    assert "No such file" in failures(verify(RunFolder.open(tmp_path)))["tasks' values from samples"]
+    assert "No such file" in failures(verify(Analysis.open(tmp_path)))["tasks' values from samples"]
 
 
 def test_a_damaged_line_is_found_and_the_rest_is_still_looked_at(tmp_path: Path) -> None:
     verified(tmp_path, *study())
     change(tmp_path / "records.jsonl", lambda text: b"{}\n" + text)
-    report = verify(RunFolder.open(tmp_path))
+    report = verify(Analysis.open(tmp_path))
     assert failures(report) == {"lines of records.jsonl": "records.jsonl:1: schema: Field required; skipped"}
     assert {point.checked for point in report.points if point.what == "averages"} == {2}
 
@@ -231,9 +232,9 @@ def test_a_damaged_line_is_found_and_the_rest_is_still_looked_at(tmp_path: Path)
 @pytest.mark.parametrize("name", ["table.md", "table.csv", "table.tex", "table.json", "table.html"])
 def test_a_table_that_was_edited_is_found(tmp_path: Path, name: str) -> None:
     folder = make_folder(tmp_path, *study(), asked=asking(*study()))
-    save(folder)
+    save(Analysis(folder))
     change(tmp_path / name, lambda text: text.replace(b"0", b"9", 1))
-    found = failures(verify(folder))
+    found = failures(verify(Analysis(folder)))
     assert list(found) == ["saved tables"]
     assert found["saved tables"].startswith(f"{name} is not what the records give here")
 
@@ -243,7 +244,7 @@ def test_data_of_a_figure_that_the_records_do_not_give_are_found(tmp_path: Path,
     folder = make_folder(tmp_path, *study(), asked=asking(*study()))
     save_figures_data(folder)
     (tmp_path / "figures" / name).write_text("bits,average\n4,0.99\n")
-    found = failures(verify(folder))
+    found = failures(verify(Analysis(folder)))
     assert found == {"data of saved figures": f"{name} is not what the records give here; make it again"}
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from results.analysis.analysis import Analysis
 from results.store.folder import RunFolder
 from results.tables.comparison import FORMATS, render
 from tests.fixtures.tiny_suite import TinySuite
@@ -68,7 +69,7 @@ def wait_for_progress(process: multiprocessing.process.BaseProcess, out: Path, b
 
 
 def tables(out: Path) -> dict[str, str]:
-    return {fmt: render(RunFolder.open(out), fmt) for fmt in FORMATS}
+    return {fmt: render(Analysis.open(out), fmt) for fmt in FORMATS}
 
 
 @pytest.mark.timeout(300)
@@ -94,5 +95,5 @@ def test_killed_runs_lose_no_finished_cell_and_end_in_the_same_tables(
     assert interrupted > 0
     assert lines(killed)[: len(before)] == before, "finished cells are not computed again"
     assert len(lines(killed)) == len(lines(whole)) == len(RunFolder.open(killed).records())
-    assert RunFolder.open(killed).problems == []
+    assert RunFolder.open(killed).read().problems == []
     assert tables(killed) == tables(whole)

@@ -90,7 +90,7 @@ def computed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def test_every_cell_that_was_asked_for_has_one_record(finished: RunFolder) -> None:
-    assert finished.problems == []
+    assert finished.read().problems == []
     assert {r.key for r in finished.records()} == {cell.key for cell in finished.manifest.cells}
     methods = {"rtn", "epmq-rtn", "gptq", "epmq", "epmq-features"}
     assert {r.method: r.kind for r in finished.records()} == {
@@ -177,7 +177,7 @@ def test_accuracies_are_those_of_an_independent_evaluation(tiny: TinySuite, fini
         states = {"zero-shot": other.base, "merged": merged, "experts": other.experts[task]}
         for method, state in states.items():
             expected = other.correct(task, state)
-            assert finished.correct(records[method].key)[task].tolist() == expected
+            assert finished.samples(records[method].key).correct[task].tolist() == expected
             assert records[method].tasks[task].value == sum(expected) / TEST
 
 

@@ -30,6 +30,7 @@ from epmq.errors import UserError
 from epmq.layer.spec import QuantSpec
 from epmq.merging import merge
 from epmq.walk import walk
+from results.analysis.analysis import Analysis
 from results.judge.verify import verify
 from results.store.folder import RunFolder
 from tests.fixtures.tiny_suite import TinySuite
@@ -62,11 +63,11 @@ def test_every_cell_is_recorded_with_its_metric_and_samples(finished: RunFolder)
         metrics = {task: result.metric for task, result in record.tasks.items()}
         assert metrics == {"warm": "accuracy", "kind": "accuracy", "score": "spearman"}
         assert {result.samples for result in record.tasks.values()} == {TEST}
-        stored = finished.predictions(record.key)
+        stored = finished.samples(record.key).predictions
         assert stored["kind@prediction"].min() >= -1
-        assert set(finished.correct(record.key)) == {"warm", "kind"}
+        assert set(finished.samples(record.key).correct) == {"warm", "kind"}
         assert stored["score@reference"].shape == (TEST,)
-    assert not verify(finished).failed
+    assert not verify(Analysis(finished)).failed
 
 
 def test_calibrated_cells_say_what_the_decoder_read(finished: RunFolder) -> None:
