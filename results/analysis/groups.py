@@ -80,7 +80,7 @@ def outcomes(folder: RunFolder, key: str) -> dict[str, Outcome]:
     predictions = folder.predictions(key)
     for name in predictions:
         task = name.removesuffix(REFERENCE)
-        if task != name:
+        if task != name and task not in found:  # references of classes are in what is right already
             pair = (predictions[task + end].astype(np.float64) for end in (PREDICTION, REFERENCE))
             found[task] = Ranked(*pair)
     return found

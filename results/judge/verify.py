@@ -19,7 +19,7 @@ from results.figures.data import data_csv, figure_data
 from results.store import samples
 from results.store.files import os_errors, read_bounded, refuse_link
 from results.store.folder import RunFolder
-from results.store.records import SCHEMA, Record
+from results.store.records import SCHEMA, Record, agree, mean_ranked
 from results.tables.comparison import FORMATS, render, table_file
 
 _TOLERANCE = 1e-9
@@ -72,10 +72,11 @@ class Report:
 
 @dataclass(frozen=True)
 class _Cell:
-    """A record with what its samples say: values by task, and hashes of the files and references."""
+    """A record with what its samples say: values and ranked scores by task, and hashes of files."""
 
     record: Record
     values: dict[str, float]
+    ranked: dict[str, float | None]
     references: dict[str, str]
     sha256: str | None
     unreadable: str | None
@@ -89,11 +90,11 @@ def verify(folder: RunFolder) -> Report:
     """
     problems = folder.problems
     cells = [_read(folder, record) for record in folder.records()]
-    hashed = cells if folder.schema == SCHEMA else []  # schema 1 has no hashes
+    hashed = cells if folder.schema > 1 else []  # schema 1 has no hashes
     points = [
         Point("lines of records.jsonl", len(cells) + len(problems), tuple(problems)),
         _point("cells that were asked for", cells, lambda cell: _not_asked(folder, cell.record)),
-        _point("hashes of records", hashed, lambda cell: _record_hash(cell.record)),
+        _point("hashes of records", hashed, lambda cell: _record_hash(cell.record, folder.schema)),
         _point("hashes of samples", hashed, _samples_hash),
         _point(
             "tasks' values from samples", cells, lambda cell: [cell.unreadable] if cell.unreadable else []
@@ -125,14 +126,17 @@ def _read(folder: RunFolder, record: Record) -> _Cell:
         sha256 = hashlib.sha256(data).hexdigest()
         arrays = samples.decode(data, record)
     except UserError as error:
-        return _Cell(record, {}, {}, sha256, str(error))
+        return _Cell(record, {}, {}, {}, sha256, str(error))
     references = {
         name.removesuffix(samples.REFERENCE): hashlib.sha256(array.tobytes()).hexdigest()
         for name, array in arrays.items()
         if name.endswith(samples.REFERENCE)
     }
     values = {task: samples.score(arrays, task, result) for task, result in record.tasks.items()}
-    return _Cell(record, values, references, sha256, None)
+    ranked = {
+        task: samples.scores(arrays, task, result.metric)["ranked"] for task, result in record.tasks.items()
+    }
+    return _Cell(record, values, ranked, references, sha256, None)
 
 
 def _not_asked(folder: RunFolder, record: Record) -> Iterator[str]:
@@ -146,8 +150,8 @@ def _not_asked(folder: RunFolder, record: Record) -> Iterator[str]:
                 yield f"{name} is {found!r}, asked for {wanted!r}"
 
 
-def _record_hash(record: Record) -> Iterator[str]:
-    if record.record_sha256 != (now := record.digest()):
+def _record_hash(record: Record, schema: int) -> Iterator[str]:
+    if record.record_sha256 != (now := record.digest(schema)):
         yield f"SHA-256 is {now}, recorded {record.record_sha256}"
 
 
@@ -160,6 +164,9 @@ def _average(cell: _Cell) -> Iterator[str]:
     mean = math.fsum(cell.values.values()) / len(cell.values)
     if abs(mean - cell.record.average) > _TOLERANCE:
         yield f"average is {mean!r}, recorded {cell.record.average!r}"
+    ranked = mean_ranked(cell.ranked.values())
+    if not agree(ranked, cell.record.average_ranked):
+        yield f"average_ranked is {ranked!r}, recorded {cell.record.average_ranked!r}"
 
 
 def _normalised(cell: _Cell, cells: Sequence[_Cell]) -> Iterator[str]:
@@ -249,7 +256,7 @@ def _notes(folder: RunFolder, cells: Sequence[_Cell]) -> Iterator[str]:
     keys = {cell.record.key for cell in cells}
     if folder.manifest.rehearsal:
         yield "a rehearsal: made-up data or checkpoints, no number is a result"
-    if folder.schema != SCHEMA:
+    if folder.schema == 1:
         yield f"schema {folder.schema} has no hashes; new folders are of schema {SCHEMA}"
     if missing := [cell for cell in folder.manifest.cells if cell.key not in keys]:
         yield f"{len(missing)} of {len(folder.manifest.cells)} cells that were asked for are not run"

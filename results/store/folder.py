@@ -84,7 +84,7 @@ class RunFolder:
 
         ``correct`` has a boolean or 0/1 array per task of accuracy. ``predictions`` has, by the names
         ``TASK@prediction`` and ``TASK@reference``, the numbers of every task of Spearman's rho and, as far as
-        they are to be kept, the predicted classes of the other tasks.
+        they are to be kept, the classes of the other tasks, ``TASK@ranked`` and ``TASK@ranked_norm`` too.
 
         Raises:
             UserError: the folder is of an older schema, the record belongs to another suite version, the
@@ -120,12 +120,21 @@ class RunFolder:
         return {name: array.astype(bool) for name, array in self._arrays(key).items() if "@" not in name}
 
     def predictions(self, key: str) -> samples.Arrays:
-        """Arrays (samples,) by ``TASK@prediction`` and ``TASK@reference``, as far as they are stored.
+        """Arrays (samples,) by ``TASK@prediction`` and the like (see ``samples``), as far as they are stored.
 
-        Spearman's rho has float64 predictions and references, accuracy int32 predicted classes. Raises
-        as ``correct`` does.
+        Spearman's rho has float64 predictions and references, accuracy int32 classes. Raises as ``correct``
+        does.
         """
         return {name: array for name, array in self._arrays(key).items() if "@" in name}
+
+    def ranked(self, key: str) -> samples.Correct:
+        """Boolean arrays (samples,) by task: where the right answer is the likeliest of the task's.
+
+        Tasks without a ranked score are left out. Raises as ``correct`` does.
+        """
+        arrays = self._arrays(key)
+        tasks = [n.removesuffix(samples.RANKED) for n in arrays if n.endswith(samples.RANKED)]
+        return {t: arrays[t + samples.RANKED] == arrays[t + samples.REFERENCE] for t in tasks}
 
     def samples_bytes(self, key: str) -> bytes:
         """The file of samples of the record ``key`` as it is; raises as ``correct`` does."""

@@ -6,14 +6,16 @@ test data of the version that it replaces.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
 from pydantic_core import from_json
 
 from epmq.errors import UserError
 
-SCHEMA: Final = 2
+SCHEMA: Final = 3
+
+SCORES: Final = ("ranked", "ranked_norm", "invalid", "balanced", "majority")  # of a task, new in schema 3
 
 Stored = dict[str, Any]
 Step = Callable[[Stored], Stored]
@@ -30,16 +32,42 @@ def _manifest_1_to_2(manifest: Stored) -> Stored:
     return _with(manifest, 2, {"rehearsal": False})
 
 
+def _record_2_to_3(record: Stored) -> Stored:
+    """Schema 2 knew one score of a task, and neither invalid answers nor classes of unlike size."""
+    for task in tasks.values() if isinstance(tasks := record.get("tasks"), dict) else ():
+        _refuse(SCORES, task, 2)
+    return _with(record, 3, {"average_ranked": None})
+
+
+def _manifest_2_to_3(manifest: Stored) -> Stored:
+    """Schema 3 adds nothing to a manifest."""
+    return _with(manifest, 3, {})
+
+
+def record_2(record: Stored) -> Stored:
+    """A record that was migrated from schema 2, as it was: what its hash is of."""
+    tasks = {
+        name: {field: value for field, value in task.items() if field not in SCORES}
+        for name, task in record["tasks"].items()
+    }
+    kept = {field: value for field, value in record.items() if field != "average_ranked"}
+    return {**kept, "schema": 2, "tasks": tasks}
+
+
 def _with(stored: Stored, version: int, new: Stored) -> Stored:
     """``stored`` as ``version``, with its ``new`` fields, which an older file cannot hold."""
-    for field in new:
-        if field in stored:
-            raise UserError(f"schema {version - 1} has no field {field!r}")
+    _refuse(new, stored, version - 1)
     return {**stored, "schema": version, **new}
 
 
-RECORD: Final[Mapping[int, Step]] = {1: _record_1_to_2}
-MANIFEST: Final[Mapping[int, Step]] = {1: _manifest_1_to_2}
+def _refuse(fields: Iterable[str], stored: Any, version: int) -> None:
+    for field in fields:
+        if isinstance(stored, dict) and field in stored:
+            raise UserError(f"schema {version} has no field {field!r}")
+
+
+RECORD: Final[Mapping[int, Step]] = {1: _record_1_to_2, 2: _record_2_to_3}
+MANIFEST: Final[Mapping[int, Step]] = {1: _manifest_1_to_2, 2: _manifest_2_to_3}
 
 
 def parse(data: bytes) -> Stored:

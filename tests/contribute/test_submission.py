@@ -217,7 +217,7 @@ def test_an_older_schema_and_a_foreign_suite_need_another_run(tiny: TinySuite, t
     found = failed(judge(tmp_path / "old", tiny.suite))
     assert "old-tiny: cannot read manifest.json: No such file or directory" in found["folders can be read"]
     edit_manifest(tmp_path / "old", suite="tiny")
-    assert failed(judge(tmp_path / "old", tiny.suite))["schema 2"].startswith("old: is of schema 1")
+    assert failed(judge(tmp_path / "old", tiny.suite))["schema 3"].startswith("old: is of schema 1")
 
 
 def test_a_folder_of_another_suite_is_judged_by_the_embedded_one_beside_it(

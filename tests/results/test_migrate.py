@@ -13,7 +13,7 @@ from epmq.errors import UserError
 from results.judge.check import check
 from results.judge.verify import verify
 from results.store.folder import RunFolder
-from results.store.migrate import MANIFEST, RECORD, SCHEMA, migrated, parse
+from results.store.migrate import MANIFEST, RECORD, SCHEMA, SCORES, migrated, parse
 from results.store.records import Manifest, Record
 from results.tables.comparison import FORMATS, render
 from tests.fixtures.records import make_cell, make_folder, make_manifest
@@ -43,6 +43,22 @@ def test_a_folder_of_an_older_schema_is_read_whole(version: int) -> None:
         assert folder.predictions(record.key) == {}
 
 
+def test_schema_2_knew_one_score() -> None:
+    for record in RunFolder.open(DATA / "schema-2").records():
+        assert record.average_ranked is None
+        assert {getattr(task, name) for task in record.tasks.values() for name in SCORES} == {None}
+
+
+def test_the_hash_of_a_record_of_schema_2_is_still_checked(tmp_path: Path) -> None:
+    shutil.copytree(DATA / "schema-2", tmp_path / "run")
+    file = tmp_path / "run" / "records.jsonl"
+    assert file.read_bytes().count(b'"seed":0') == 3
+    file.write_bytes(file.read_bytes().replace(b'"seed":0', b'"seed":1', 1))
+    report = verify(RunFolder.open(tmp_path / "run"))
+    failed = {point.what: len(point.failures) for point in report.points if point.failures}
+    assert failed == {"hashes of records": 1}
+
+
 def test_what_schema_1_left_unsaid_is_what_it_meant() -> None:
     folder = RunFolder.open(DATA / "schema-1")
     assert not folder.manifest.rehearsal
@@ -53,9 +69,11 @@ def test_what_schema_1_left_unsaid_is_what_it_meant() -> None:
 
 def test_migration_changes_no_number() -> None:
     file = DATA / "schema-1" / "records.jsonl"
-    added = {"device", "dtype", "pinned", "samples_sha256", "record_sha256"}
+    added = {"device", "dtype", "pinned", "samples_sha256", "record_sha256", "average_ranked"}
     for line in file.read_bytes().splitlines():
         before, now = json.loads(line), json.loads(Record.from_json(line).to_json())
+        for task in now["tasks"].values():
+            assert [task.pop(name) for name in SCORES] == [None] * len(SCORES)
         assert {name: now[name] for name in now if name not in added | {"schema"}} == {
             name: before[name] for name in before if name != "schema"
         }
@@ -63,7 +81,7 @@ def test_migration_changes_no_number() -> None:
 
 def test_a_step_leaves_its_input_alone() -> None:
     stored = {"schema": 1, "suite": "toy"}
-    assert migrated(stored, MANIFEST) == {"schema": 2, "suite": "toy", "rehearsal": False}
+    assert migrated(stored, MANIFEST) == {"schema": 3, "suite": "toy", "rehearsal": False}
     assert stored == {"schema": 1, "suite": "toy"}
 
 
@@ -79,6 +97,14 @@ def test_a_field_of_a_newer_schema_is_unknown_to_an_older_one() -> None:
         stored = {**json.loads(made.to_json()), "schema": 1}
         with pytest.raises(UserError, match=f"schema 1 has no field '{field}'"):
             model.from_json(json.dumps(stored).encode())
+    stored = {**json.loads(make_cell("a")[0].to_json()), "schema": 2}
+    with pytest.raises(UserError, match="schema 2 has no field 'ranked'"):
+        Record.from_json(json.dumps(stored).encode())
+    for task in stored["tasks"].values():
+        for name in SCORES:
+            del task[name]
+    with pytest.raises(UserError, match="schema 2 has no field 'average_ranked'"):
+        Record.from_json(json.dumps(stored).encode())
 
 
 @pytest.mark.parametrize("fmt", FORMATS)
@@ -94,7 +120,7 @@ def test_an_older_folder_can_be_verified_and_compared(version: int) -> None:
     folder = RunFolder.open(DATA / f"schema-{version}")
     report = verify(folder)
     assert not report.failed
-    assert f"schema {version} has no hashes" in report.render()
+    assert ("schema 1 has no hashes" in report.render()) == (version == 1)
     assert not check(folder, folder).failed
 
 
@@ -123,7 +149,7 @@ def test_a_folder_is_of_one_schema(tmp_path: Path) -> None:
     (tmp_path / "records.jsonl").write_bytes((old / "records.jsonl").read_bytes())
     folder = RunFolder.open(tmp_path)
     assert folder.records() == []
-    assert folder.problems[0] == "records.jsonl:1: is of schema 1, the folder of schema 2; skipped"
+    assert folder.problems[0] == "records.jsonl:1: is of schema 1, the folder of schema 3; skipped"
 
 
 def test_a_record_can_be_carried_over_to_a_new_folder(tmp_path: Path) -> None:
