@@ -71,7 +71,7 @@ class TextBench(Bench):
         return torch.softmax(logits[torch.arange(len(logits)), last].float(), dim=-1).sqrt()
 
     def answers(self, towers: Sequence[Tower], task: TaskSpec) -> list[Answers]:
-        """Each model's greedy answers, through lm-eval."""
+        """Each model's answers, generated greedily and ranked by likelihood, through lm-eval."""
         read, rows = self._tasks[task.task], self.rows(task, task.dataset.eval_split)
         found = []
         for tower in towers:
@@ -93,9 +93,24 @@ def scored(task: LmTask, said: lm_run.Answers) -> Answers:
     else:
         classes = {text: i for i, text in enumerate(task.choices)}
         predicted = np.array([classes.get(text, -1) for text in said.said], dtype=np.int32)
-        found = Answers(predicted, np.array([classes[text] for text in said.wanted], dtype=np.int64))
-    assert abs(found.value - said.value) < 1e-9, f"{task.name}: {found.value} here, {said.value} by lm-eval"
+        actual = np.array([classes[text] for text in said.wanted], dtype=np.int64)
+        found = Answers(predicted, actual, ranked=_ranked(task, said.ranked, actual))
+    _alike(task, found.value, said.value)
     return found
+
+
+def _ranked(
+    task: LmTask, ranked: lm_run.Ranked | None, actual: NDArray[np.int64]
+) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    assert ranked is not None, f"{task.name} has choices that lm-eval did not rank"
+    best, best_norm = (np.array(classes, dtype=np.int32) for classes in (ranked.best, ranked.best_norm))
+    _alike(task, float((best == actual).mean()), ranked.value)
+    _alike(task, float((best_norm == actual).mean()), ranked.value_norm)
+    return best, best_norm
+
+
+def _alike(task: LmTask, here: float, there: float) -> None:
+    assert abs(here - there) < 1e-9, f"{task.name}: {here} here, {there} by lm-eval"
 
 
 def _numbers(texts: Sequence[str]) -> NDArray[np.float64]:

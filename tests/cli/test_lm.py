@@ -132,6 +132,35 @@ def test_answers_are_those_of_transformers_own_generation(
             assert records[method].tasks[task].value == pytest.approx(float(right))
 
 
+@torch.no_grad()
+def likeliest(model: Any, task: str) -> list[int]:
+    """The answer whose tokens have the largest likelihood after the prompt, one at a time."""
+    tokenizer, choices = words(), PROMPTS[task][1]
+    found = []
+    for prompt, _ in pairs(task, rows(task, TEST, 1)):
+        ids = tokenizer(prompt).input_ids
+        scores = []
+        for choice in choices:
+            wanted = tokenizer(choice).input_ids
+            logits = model(torch.tensor([ids + wanted])).logits[0, len(ids) - 1 : -1]
+            scores.append(sum(float(row.log_softmax(0)[w]) for row, w in zip(logits, wanted, strict=True)))
+        found.append(int(np.argmax(scores)))
+    return found
+
+
+def test_ranked_answers_are_those_of_transformers_own_likelihoods(
+    made: TinyLmSuite, out: Path, records: dict[str, Record]
+) -> None:
+    folder, model = RunFolder.open(out), loaded(made, weights_of(made)["merged"])
+    record, found = records["merged"], folder.predictions(records["merged"].key)
+    for task in PROMPTS:
+        expected = likeliest(model, task)
+        assert found[f"{task}@ranked"].tolist() == expected
+        right = np.mean(np.array(expected) == np.array(rows(task, TEST, 1)["label"]))
+        assert record.tasks[task].ranked == pytest.approx(float(right))
+        assert record.tasks[task].invalid == np.mean(found[f"{task}@prediction"] == -1)
+
+
 def test_a_second_run_finds_its_cells_from_anywhere(
     made: TinyLmSuite, out: Path, monkeypatch: pytest.MonkeyPatch, capsys: Output
 ) -> None:

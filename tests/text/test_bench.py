@@ -32,6 +32,7 @@ from epmq.merge import merge
 from epmq.walk import walk
 from results.judge.verify import verify
 from results.store.folder import RunFolder
+from results.store.migrate import SCORES
 from tests.fixtures.tiny_suite import TinySuite
 from tests.fixtures.tiny_text import TASKS, TEST, TinyText
 
@@ -67,6 +68,23 @@ def test_every_cell_is_recorded_with_its_metric_and_samples(finished: RunFolder)
         assert set(finished.correct(record.key)) == {"warm", "kind"}
         assert stored["score@reference"].shape == (TEST,)
     assert not verify(finished).failed
+
+
+def test_classes_have_both_scores_and_numbers_have_one(finished: RunFolder) -> None:
+    for record in finished.records():
+        ranked, stored = finished.ranked(record.key), finished.predictions(record.key)
+        assert set(ranked) == {"warm", "kind"}
+        for task, right in ranked.items():
+            found, reference = record.tasks[task], stored[f"{task}@reference"]
+            assert found.ranked == right.mean()
+            assert found.ranked_norm == (stored[f"{task}@ranked_norm"] == reference).mean()
+            assert found.invalid == (stored[f"{task}@prediction"] == -1).mean()
+            assert found.majority == np.bincount(reference).max() / TEST
+            recall = [(stored[f"{task}@prediction"][reference == c] == c).mean() for c in set(reference)]
+            assert found.balanced == pytest.approx(np.mean(recall))
+        assert {getattr(record.tasks["score"], name) for name in SCORES} == {None}
+        assert record.average_ranked == np.mean([record.tasks[task].ranked for task in ranked])
+    assert any(record.tasks["kind"].ranked != record.tasks["kind"].value for record in finished.records())
 
 
 def test_calibrated_cells_say_what_the_decoder_read(finished: RunFolder) -> None:
