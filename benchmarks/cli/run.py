@@ -51,7 +51,9 @@ def add_to(commands: Any) -> None:
     for name, default in {**CALIBRATION_AXES, **SPEC_AXES}.items():
         _add_axis(axes, name, default)
     axes.add_argument(
-        "--decoder", metavar="STR", help="text: calibration reads the targets, or start (targets)"
+        "--decoder",
+        metavar="STR",
+        help="text: calibration reads what the experts generate, the targets, or start alone (experts)",
     )
     axes.add_argument("--scale", type=float, metavar="X", help="factor on the task vectors (0.3)")
     axes.add_argument("--keep", type=float, metavar="X", help="TIES: share of entries kept (0.2)")

@@ -30,6 +30,7 @@ CONTROLS = {
     "featcal-gptq": "W* of reading B in full precision first, then GPTQ of that model (FeatCal-style)",
 }
 DECODERS = {  # what calibration reads besides the prompts, in text suites
+    "experts": "teacher-forced: what each task's own expert generates from the prompt (no label)",
     "targets": "teacher-forced: the sample's own target (needs its label)",
     "start": "an encoder-decoder's start token alone, or nothing (no label)",
 }

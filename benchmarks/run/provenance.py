@@ -82,6 +82,7 @@ def _listed(key: str, cell: Cell) -> dict[str, JsonValue]:
         "bits": cell.bits,
         "seed": cell.seed,
         "code": environment.code_digest(cell.rounding),
+        **({} if cell.decoder is None else {"decoder": cell.decoder}),
     }
 
 

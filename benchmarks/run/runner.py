@@ -62,13 +62,13 @@ def run(
 
 
 def decoding(suite: Suite, request: Request) -> Request:
-    """The request with what the decoder reads in calibration: of text suites, by default the targets.
+    """The request with what calibration reads beside prompts: of text suites, by default experts' answers.
 
     Raises:
         UserError: it is unknown, or a suite of images is asked for one.
     """
     if suite.kind == "text":
-        asked = request.decoder or "targets"
+        asked = request.decoder or "experts"
         choose("decoder", asked, DECODERS)
         return replace(request, decoder=asked)
     if request.decoder is not None:

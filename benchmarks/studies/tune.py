@@ -64,7 +64,7 @@ def distance(bench: Bench, tower: Tower, held: Mapping[str, Batches], experts: M
 
 def search(bench: Bench, bits: int, samples: int) -> Iterator[dict[str, Any]]:
     """A row per merge and setting: its axes and its distance."""
-    inputs = bench.calibration_inputs(samples, 0, "targets" if bench.suite.kind == "text" else None)
+    inputs = bench.calibration_inputs(samples, 0, "experts" if bench.suite.kind == "text" else None)
     held = held_out(bench, samples, 256)
     experts = {t: features(bench, bench.tower.load_all(e), held[t]) for t, e in bench.models.experts.items()}
     gptq = solver(baselines.get("gptq"), QuantSpec(bits))

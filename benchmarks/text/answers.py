@@ -106,6 +106,22 @@ def answers(
     }
 
 
+def generated(
+    model: Any, tokenizer: Any, task: LmTask, rows: Dataset, *, batch_size: int, max_length: int
+) -> list[list[int]]:
+    """Token ids of what ``answers`` generates for the rows of a task, in order, with the end token.
+
+    No label is read. Raises UserError where lm-eval is missing.
+    """
+    with _quietly():
+        _, harness = _lm_eval()
+        lm = harness.InPlaceModel(model, tokenizer, batch_size, max_length)
+        found: list[list[int]] = lm.generated(
+            [task.prompt(row) for row in rows], task.config["generation_kwargs"]
+        )
+    return found
+
+
 def _delimiter(model: Any, task: LmTask) -> str:
     return "" if model.config.is_encoder_decoder else str(task.config.get("target_delimiter", " "))
 

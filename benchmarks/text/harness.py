@@ -130,6 +130,35 @@ class InPlaceModel(HFLM):  # type: ignore[misc]
         said: list[str] = super().generate_until(requests, disable_tqdm=disable_tqdm)
         return said
 
+    def generated(self, texts: Sequence[str], limits: Mapping[str, Any]) -> list[list[int]]:
+        """Token ids of the greedy answers that ``generate_until`` gives as texts, in order.
+
+        Args:
+            limits: a task file's ``generation_kwargs``.
+        """
+        self._tokenise(texts)
+        room = None if self.backend == "seq2seq" else self.max_length - limits["max_gen_toks"]
+        stop = [*limits["until"], self.tok_decode(self.eot_token_id, skip_special_tokens=False)]
+        order = sorted(range(len(texts)), key=lambda i: -len(self._ids[texts[i]]))
+        found: dict[int, list[int]] = {}
+        for k in range(0, len(order), self.batch_size):
+            part = order[k : k + self.batch_size]
+            ids, mask = self.tok_batch_encode([texts[i] for i in part], left_truncate_len=room)
+            longest = ids.shape[1] + limits["max_gen_toks"]
+            given = {"attention_mask": mask.to(self.device), "do_sample": False}
+            said = self._model_generate(ids.to(self.device), longest, stop, **given)
+            read = 1 if self.backend == "seq2seq" else ids.shape[1]
+            found.update(zip(part, map(self._until_its_end, said[:, read:].tolist()), strict=True))
+        return [found[i] for i in range(len(texts))]
+
+    def _until_its_end(self, ids: list[int]) -> list[int]:
+        """With the first end token and without what pads a batch after it."""
+        if self.eot_token_id in ids:
+            return ids[: ids.index(self.eot_token_id) + 1]
+        while ids and ids[-1] == self.tokenizer.pad_token_id:
+            ids = ids[:-1]
+        return ids
+
     def loglikelihood(self, requests: Sequence[Any], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
         """Sum of the log-probabilities of each answer's tokens, and whether each is the likeliest there."""
         pairs = [request.args for request in requests]
