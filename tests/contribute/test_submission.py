@@ -78,13 +78,19 @@ def test_a_better_accuracy_than_comes_out_is_not_reproducible(tiny: TinySuite, c
     source = RunFolder.open(copy)
     rtn = next(record for record in source.records() if record.method == "rtn")
     correct = {task: np.ones_like(right) for task, right in source.correct(rtn.key).items()}
-    tasks = {task: TaskResult(value=1.0, samples=right.size) for task, right in correct.items()}
+    stored = source.predictions(rtn.key)
+    classes = {task: stored[f"{task}@reference"] for task in correct}
+    right = {f"{task}@{kind}": x for task, x in classes.items() for kind in ("prediction", "reference")}
+    tasks = {
+        task: TaskResult(value=1.0, samples=old.samples, balanced=1.0, majority=old.majority)
+        for task, old in rtn.tasks.items()
+    }
     experts = next(record for record in source.records() if record.method == "experts")
     normalised = float(np.mean([1 / result.value for result in experts.tasks.values()]))
     claim = {"tasks": tasks, "average": 1.0, "normalised": normalised}
     lines = (copy / "records.jsonl").read_bytes().splitlines(keepends=True)
     (copy / "records.jsonl").write_bytes(b"".join(x for x in lines if rtn.key.encode() not in x))
-    source.append(rtn.model_copy(update=claim), correct)
+    source.append(rtn.model_copy(update=claim), correct, right)
     judgement = judge(copy, tiny.suite, cells=1)
     assert list(failed(judgement)) == ["computed again"]
     assert f"({rtn.key}): accuracy, all samples is " in judgement.points[-1].complaints[0]
