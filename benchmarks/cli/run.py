@@ -54,7 +54,9 @@ def add_to(commands: Any) -> None:
     for name, default in {**suites.CALIBRATION_AXES, **suites.SPEC_AXES}.items():
         _add_axis(axes, name, default)
     axes.add_argument(
-        "--decoder", metavar="STR", help="text: calibration reads the targets, or start (targets)"
+        "--decoder",
+        metavar="STR",
+        help="text: calibration reads what the experts generate, the targets, or start alone (experts)",
     )
     axes.add_argument("--scale", nargs="+", type=float, metavar="X", help="factors on the task vectors (0.3)")
     axes.add_argument("--keep", nargs="+", type=float, metavar="X", help="TIES: shares of entries kept (0.2)")

@@ -17,6 +17,7 @@ from epmq.layer.spec import QuantSpec
 from epmq.merging import known, options_of
 
 DECODERS = {  # what calibration reads besides the prompts, in text suites
+    "experts": "teacher-forced: what each task's own expert generates from the prompt (no label)",
     "targets": "teacher-forced: the sample's own target (needs its label)",
     "start": "an encoder-decoder's start token alone, or nothing (no label)",
 }

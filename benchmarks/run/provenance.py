@@ -87,6 +87,7 @@ def _listed(key: str, cell: Cell) -> dict[str, JsonValue]:
         "bits": cell.bits,
         "seed": cell.seed,
         "code": _code(cell.rounding),
+        **({} if cell.decoder is None else {"decoder": cell.decoder}),
     }
 
 

@@ -17,8 +17,8 @@ from benchmarks.workbench.base import Bench, Setting
 from epmq.errors import UserError, choose
 from epmq.walk import LayerReport
 from results.store.folder import RunFolder
-from results.store.records import LayerResult, Record, TaskResult
-from results.store.samples import PREDICTION, REFERENCE
+from results.store.records import LayerResult, Record, TaskResult, mean_ranked
+from results.store.samples import PREDICTION, RANKED, RANKED_NORM, REFERENCE, scores
 
 
 def run(
@@ -62,13 +62,13 @@ def run(
 
 
 def decoding(suite: Suite, request: Request) -> Request:
-    """The request with what the decoder reads in calibration: of text suites, by default the targets.
+    """The request with what calibration reads beside prompts: of text suites, by default experts' answers.
 
     Raises:
         UserError: it is unknown, or a suite of images is asked for one.
     """
     if suite.kind == "text":
-        asked = request.decoder or "targets"
+        asked = request.decoder or "experts"
         choose("decoder", asked, DECODERS)
         return replace(request, decoder=asked)
     if request.decoder is not None:
@@ -77,16 +77,21 @@ def decoding(suite: Suite, request: Request) -> Request:
 
 
 def arrays(done: Outcome) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What a folder keeps of every sample: right or wrong by task, and the predictions."""
+    """What a folder keeps of every sample: right or wrong by task, and predictions and references."""
     correct = {task: x.correct for task, x in done.answers.items() if x.metric == "accuracy"}
-    predictions = {f"{task}{PREDICTION}": x.predicted for task, x in done.answers.items()}
-    ranked = {f"{task}{REFERENCE}": x.actual for task, x in done.answers.items() if x.metric == "spearman"}
-    return correct, {**predictions, **ranked}
+    found: dict[str, Any] = {}
+    for task, x in done.answers.items():
+        found |= {f"{task}{PREDICTION}": x.predicted, f"{task}{REFERENCE}": x.actual}
+        if x.ranked is not None:
+            found |= {f"{task}{RANKED}": x.ranked[0], f"{task}{RANKED_NORM}": x.ranked[1]}
+    return correct, found
 
 
 def record(bench: Bench, cell: Cell, done: Outcome, experts: Record | None) -> Record:
     """The cell's line in the results."""
     values = {task: answers.value for task, answers in done.answers.items()}
+    correct, found = arrays(done)
+    further = {task: scores({**correct, **found}, task, x.metric) for task, x in done.answers.items()}
     bits = [x.packed_bits for x in done.layers if x.packed_bits is not None]
     sizes = [x.rows * x.columns for x in done.layers if x.packed_bits is not None]
     normalised = []
@@ -109,10 +114,11 @@ def record(bench: Bench, cell: Cell, done: Outcome, experts: Record | None) -> R
         dtype=bench.setting.machine.dtype,
         pinned=bench.setting.pinned,
         tasks={
-            task: TaskResult(metric=x.metric, value=values[task], samples=len(x.actual))
+            task: TaskResult(metric=x.metric, value=values[task], samples=len(x.actual), **further[task])
             for task, x in done.answers.items()
         },
         average=sum(values.values()) / len(values),
+        average_ranked=mean_ranked(each["ranked"] for each in further.values()),
         normalised=sum(normalised) / len(normalised) if normalised else None,
         layers=tuple(_layer(x) for x in done.layers),
         seconds=done.seconds,

@@ -84,7 +84,7 @@ class Search:
 
     @property
     def _decoder(self) -> str | None:
-        return "targets" if self.bench.suite.kind == "text" else None
+        return "experts" if self.bench.suite.kind == "text" else None
 
     def run(self, settings: Iterable[Calibration]) -> None:
         """Try settings on every merge; what the file holds already is not tried again."""

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import importlib.util
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 from datasets import Dataset
+from numpy.typing import NDArray
 
 from benchmarks.suites.prompt import LmTask
 from epmq.errors import UserError
+
+RANKED = "@ranked"  # after a task's name: lm-eval's multiple choice of the same rows
 
 
 def require() -> None:
@@ -23,6 +27,24 @@ def require() -> None:
 
 
 @dataclass(frozen=True)
+class Ranked:
+    """The answers of a task, ranked by their likelihood as in lm-eval's multiple choice.
+
+    Attributes:
+        likelihoods: float64 ``(n, choices)``, the sum of the log-probabilities of an answer's tokens.
+        best: the number of the likeliest answer, row by row; the first of equals.
+        best_norm: the same with every sum divided by the number of the answer's characters.
+        value, value_norm: lm-eval's ``acc`` and ``acc_norm``, in 0..1.
+    """
+
+    likelihoods: NDArray[np.float64] = field(compare=False)
+    best: list[int]
+    best_norm: list[int]
+    value: float
+    value_norm: float
+
+
+@dataclass(frozen=True)
 class Answers:
     """What a model answers to one task.
 
@@ -30,11 +52,13 @@ class Answers:
         said: the generated texts, in the order of the data set's rows.
         wanted: the texts that are right, in the same order.
         value: lm-eval's value of the task's metric: accuracy in 0..1, or Spearman's rho in -1..1.
+        ranked: of a task with choices.
     """
 
     said: list[str]
     wanted: list[str]
     value: float
+    ranked: Ranked | None = None
 
 
 def answers(
@@ -45,10 +69,11 @@ def answers(
     batch_size: int,
     max_length: int = 512,
 ) -> dict[str, Answers]:
-    """What ``model`` answers greedily to every row of every task, evaluated by ``lm_eval.evaluator``.
+    """What ``model`` answers to every row of every task, evaluated by ``lm_eval.evaluator``.
 
-    Rows of all tasks are batched together by length. No global random state is touched, nothing is read from
-    a network and nothing is printed.
+    Answers are generated greedily; where a task has choices they are ranked by likelihood as well. Rows of
+    all tasks are batched together by length. No global random state is touched, nothing is read from a
+    network and nothing is printed.
 
     Args:
         model: a ``transformers`` encoder-decoder or causal language model, in evaluation mode afterwards.
@@ -71,15 +96,55 @@ def answers(
         evaluator, harness = _lm_eval()
         lm = harness.InPlaceModel(model, tokenizer, batch_size, max_length)
         asked = {name: harness.InPlaceTask(*task) for name, task in tasks.items()}
+        for name, (task, data) in tasks.items():
+            if task.choices is not None:
+                asked[name + RANKED] = harness.RankedTask(task, data, _delimiter(model, task))
         found = evaluator.evaluate(lm, {"tasks": asked, "groups": {}}, bootstrap_iters=0, log_samples=True)
-    return {name: _answers(found, name, next(iter(asked[name].aggregation()))) for name in tasks}
+    return {
+        name: _answers(found, name, next(iter(asked[name].aggregation())), task.choices)
+        for name, (task, _) in tasks.items()
+    }
 
 
-def _answers(found: Mapping[str, Any], name: str, metric: str) -> Answers:
+def generated(
+    model: Any, tokenizer: Any, task: LmTask, rows: Dataset, *, batch_size: int, max_length: int
+) -> list[list[int]]:
+    """Token ids of what ``answers`` generates for the rows of a task, in order, with the end token.
+
+    No label is read. Raises UserError where lm-eval is missing.
+    """
+    with _quietly():
+        _, harness = _lm_eval()
+        lm = harness.InPlaceModel(model, tokenizer, batch_size, max_length)
+        found: list[list[int]] = lm.generated(
+            [task.prompt(row) for row in rows], task.config["generation_kwargs"]
+        )
+    return found
+
+
+def _delimiter(model: Any, task: LmTask) -> str:
+    return "" if model.config.is_encoder_decoder else str(task.config.get("target_delimiter", " "))
+
+
+def _answers(found: Mapping[str, Any], name: str, metric: str, choices: Sequence[str] | None) -> Answers:
     """One task of lm-eval's results; a sample's metric is its pair of reference and prediction."""
-    samples = sorted(found["samples"][name], key=lambda sample: sample["doc_id"])
-    wanted, said = zip(*(sample[metric] for sample in samples), strict=True)
-    return Answers(list(said), list(wanted), float(found["results"][name][f"{metric},none"]))
+    wanted, said = zip(*(sample[metric] for sample in _samples(found, name)), strict=True)
+    value = float(found["results"][name][f"{metric},none"])
+    ranked = None if choices is None else _ranked(found, name + RANKED, choices)
+    return Answers(list(said), list(wanted), value, ranked)
+
+
+def _ranked(found: Mapping[str, Any], name: str, choices: Sequence[str]) -> Ranked:
+    """One task of lm-eval's results; a sample's responses are the likelihoods of the answers."""
+    likelihoods = np.array([[x for x, _ in s["filtered_resps"]] for s in _samples(found, name)], np.float64)
+    best = likelihoods.argmax(1)
+    best_norm = (likelihoods / [len(choice) for choice in choices]).argmax(1)
+    values = [float(found["results"][name][f"{metric},none"]) for metric in ("acc", "acc_norm")]
+    return Ranked(likelihoods, best.tolist(), best_norm.tolist(), *values)
+
+
+def _samples(found: Mapping[str, Any], name: str) -> list[Any]:
+    return sorted(found["samples"][name], key=lambda sample: sample["doc_id"])
 
 
 def _lm_eval() -> tuple[Any, Any]:

@@ -30,44 +30,52 @@ class Encoder:
     config: Any
     max_length: int
 
-    def batches(
-        self, task: LmTask, rows: Dataset, decoder: str | None, device: torch.device
-    ) -> list[dict[str, Tensor]]:
-        """Batches of a task's rows; padding is on the right and masked.
+    def targets(self, task: LmTask, rows: Dataset, device: torch.device) -> list[dict[str, Tensor]]:
+        """Batches of a task's rows with their own targets, which reads their labels.
 
-        A causal model reads the prompt and, with ``targets``, the target after it.
+        An encoder-decoder's decoder reads the target, shifted; a causal model reads it after the prompt.
+        """
+        prompts, targets = [task.prompt(row) for row in rows], [task.target(row) for row in rows]
+        if self.config.is_encoder_decoder:
+            return self._batches(self._seq2seq(prompts, self._ids(targets)), device)
+        between = task.config.get("target_delimiter", " ")
+        texts = [prompt + between + target for prompt, target in zip(prompts, targets, strict=True)]
+        return self._batches([(ids, []) for ids in self._ids(texts)], device)
+
+    def generated(
+        self, task: LmTask, rows: Dataset, device: torch.device, answers: Sequence[list[int]]
+    ) -> list[dict[str, Tensor]]:
+        """Batches of a task's rows with answers, all but whose last token a model reads to generate them.
+
+        No label is read. A causal model's prompt is cut as in generation: its end stays.
 
         Args:
-            decoder: one of ``cells.DECODERS``; ``None`` is ``targets``.
+            answers: token ids row by row, with the end token; empty ones for the prompt (and the start token
+                of an encoder-decoder) alone.
         """
-        decoder = decoder or "targets"
         prompts = [task.prompt(row) for row in rows]
-        targets = [task.target(row) for row in rows] if decoder == "targets" else [""] * len(prompts)
         if self.config.is_encoder_decoder:
-            pairs = self._seq2seq(prompts, targets, decoder)
-        else:
-            pairs = self._causal(prompts, targets, task)
+            return self._batches(self._seq2seq(prompts, answers), device)
+        room = self.max_length - task.config["generation_kwargs"]["max_gen_toks"]
+        read = zip(self.tokenizer(prompts).input_ids, answers, strict=True)
+        return self._batches([(prompt[-room:] + answer[:-1], []) for prompt, answer in read], device)
+
+    def _batches(
+        self, pairs: Sequence[tuple[list[int], list[int]]], device: torch.device
+    ) -> list[dict[str, Tensor]]:
+        """Batches of like length; padding is on the right and masked."""
         order = sorted(range(len(pairs)), key=lambda i: len(pairs[i][0]))
         parts = [[pairs[i] for i in order[k : k + BATCH]] for k in range(0, len(order), BATCH)]
         return [{name: x.to(device) for name, x in self._padded(part).items()} for part in parts]
 
-    def _seq2seq(
-        self, prompts: list[str], targets: list[str], decoder: str
-    ) -> list[tuple[list[int], list[int]]]:
-        sources = self.tokenizer(prompts, truncation=True, max_length=self.max_length).input_ids
+    def _seq2seq(self, prompts: list[str], targets: Sequence[list[int]]) -> list[tuple[list[int], list[int]]]:
         start = self.config.decoder_start_token_id
-        if decoder == "start":
-            return [(source, [start]) for source in sources]
-        wanted = self.tokenizer(targets, truncation=True, max_length=self.max_length).input_ids
-        return [(source, [start, *target[:-1]]) for source, target in zip(sources, wanted, strict=True)]
+        pairs = zip(self._ids(prompts), targets, strict=True)
+        return [(source, [start, *target[:-1]]) for source, target in pairs]
 
-    def _causal(
-        self, prompts: list[str], targets: list[str], task: LmTask
-    ) -> list[tuple[list[int], list[int]]]:
-        between = task.config.get("target_delimiter", " ")
-        texts = [p + between + t if t else p for p, t in zip(prompts, targets, strict=True)]
-        ids = self.tokenizer(texts, truncation=True, max_length=self.max_length).input_ids
-        return [(each, []) for each in ids]
+    def _ids(self, texts: list[str]) -> list[list[int]]:
+        found: list[list[int]] = self.tokenizer(texts, truncation=True, max_length=self.max_length).input_ids
+        return found
 
     def _padded(self, pairs: Sequence[tuple[list[int], list[int]]]) -> dict[str, Tensor]:
         found: dict[str, Tensor] = {}

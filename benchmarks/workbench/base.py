@@ -68,12 +68,14 @@ class Models:
 class Answers:
     """What a model said on a task's test samples, and what is right, each ``(n,)`` in the data set's order.
 
-    Classes are integers (-1 where a text is none of the task's answers), scores are float64.
+    Classes are integers (-1 where a text is none of the task's answers), scores are float64. ``ranked`` has,
+    of generated classes, those whose answer is the likeliest: plainly, and by the answer's length.
     """
 
     predicted: NDArray[Any]
     actual: NDArray[Any]
     metric: Literal["accuracy", "spearman"] = "accuracy"
+    ranked: tuple[NDArray[Any], NDArray[Any]] | None = None
 
     @property
     def correct(self) -> NDArray[np.bool_]:

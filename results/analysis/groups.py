@@ -23,6 +23,7 @@ def outcomes(samples: Samples) -> dict[str, Outcome]:
     """The outcome of every task of a cell: right or wrong, or ``Ranked`` for Spearman's rho."""
     predictions = samples.predictions
     ranked = [name.removesuffix(REFERENCE) for name in predictions if name.endswith(REFERENCE)]
+    ranked = [task for task in ranked if task not in samples.correct]  # references of classes are not ranks
     ends = (PREDICTION, REFERENCE)
     return {
         **samples.correct,

@@ -20,7 +20,7 @@ from results.figures.data import data_csv, figure_data
 from results.store import samples
 from results.store.files import os_errors, read_bounded, refuse_link
 from results.store.folder import RunFolder
-from results.store.records import SCHEMA, Record
+from results.store.records import SCHEMA, Record, agree, mean_ranked
 from results.tables.comparison import FORMATS, render, table_file
 
 _TOLERANCE = 1e-9
@@ -73,10 +73,11 @@ class Report:
 
 @dataclass(frozen=True)
 class _Cell:
-    """A record with what its samples say: values by task, and hashes of the files and references."""
+    """A record with what its samples say: values and ranked scores by task, and hashes of files."""
 
     record: Record
     values: dict[str, float]
+    ranked: dict[str, float | None]
     references: dict[str, str]
     sha256: str | None
     unreadable: str | None
@@ -125,7 +126,7 @@ def _read(folder: RunFolder, record: Record) -> _Cell:
         sha256 = hashlib.sha256(data).hexdigest()
         correct, predictions = samples.decode(data, record)
     except UserError as error:
-        return _Cell(record, {}, {}, sha256, str(error))
+        return _Cell(record, {}, {}, {}, sha256, str(error))
     references = {
         name.removesuffix(samples.REFERENCE): hashlib.sha256(array.tobytes()).hexdigest()
         for name, array in predictions.items()
@@ -133,7 +134,10 @@ def _read(folder: RunFolder, record: Record) -> _Cell:
     }
     arrays = {**correct, **predictions}
     values = {task: samples.score(arrays, task, result) for task, result in record.tasks.items()}
-    return _Cell(record, values, references, sha256, None)
+    ranked = {
+        task: samples.scores(arrays, task, result.metric)["ranked"] for task, result in record.tasks.items()
+    }
+    return _Cell(record, values, ranked, references, sha256, None)
 
 
 def _not_asked(folder: RunFolder, record: Record) -> Iterator[str]:
@@ -161,6 +165,9 @@ def _average(cell: _Cell) -> Iterator[str]:
     mean = math.fsum(cell.values.values()) / len(cell.values)
     if abs(mean - cell.record.average) > _TOLERANCE:
         yield f"average is {mean!r}, recorded {cell.record.average!r}"
+    ranked = mean_ranked(cell.ranked.values())
+    if not agree(ranked, cell.record.average_ranked):
+        yield f"average_ranked is {ranked!r}, recorded {cell.record.average_ranked!r}"
 
 
 def _normalised(cell: _Cell, cells: Sequence[_Cell]) -> Iterator[str]:

@@ -85,7 +85,7 @@ class RunFolder:
 
         ``correct`` has a boolean or 0/1 array per task of accuracy. ``predictions`` has, by the names
         ``TASK@prediction`` and ``TASK@reference``, the numbers of every task of Spearman's rho and, as far as
-        they are to be kept, the predicted classes of the other tasks.
+        they are to be kept, the classes of the other tasks, ``TASK@ranked`` and ``TASK@ranked_norm`` too.
 
         Raises:
             UserError: the record belongs to another suite version, the arrays do not agree with it, or the

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections.abc import Iterable
 from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import (
@@ -27,7 +28,7 @@ from pydantic_core import from_json
 
 from epmq.errors import UserError
 
-SCHEMA: Final = 2  # what is written, and all that is read
+SCHEMA: Final = 3  # what is written, and all that is read
 MAX_SAMPLES: Final = 10_000_000  # of a cell's tasks together; what bounds the memory that reading them takes
 
 
@@ -66,6 +67,7 @@ Positive = Annotated[int, Field(gt=0, le=2**53)]
 NotNegative = Annotated[int, Field(ge=0, le=2**53)]
 Bits = Annotated[int, Field(gt=0, le=64)]
 Seconds = Annotated[float, Field(ge=0, le=1e9)]
+Share = Annotated[float, Field(ge=0, le=1)]
 Axis = bool | int | float | Text | None
 
 
@@ -74,7 +76,7 @@ class _Model(BaseModel):
 
 
 class _Versioned(_Model):
-    schema_version: Literal[2] = Field(default=SCHEMA, alias="schema")
+    schema_version: Literal[3] = Field(default=SCHEMA, alias="schema")
 
     def to_json(self) -> str:
         """The model as one line of JSON with sorted keys, without a line break."""
@@ -125,11 +127,22 @@ def _finite(data: bytes) -> str:
 
 
 class TaskResult(_Model):
-    """One task's ``value`` over ``samples`` test samples: accuracy in [0, 1], Spearman's rho in [-1, 1]."""
+    """One task's ``value`` over ``samples`` test samples: accuracy in [0, 1], Spearman's rho in [-1, 1].
+
+    The further scores are shares of the same samples, None where they do not apply. Of generated classes:
+    ``ranked``, right where the answers are ranked by their likelihood; ``ranked_norm``, the likelihood's
+    logarithm divided by the answer's length; ``invalid``, generated texts that are none of the task's
+    answers. Of all classes: ``balanced``, the mean recall of a class; ``majority``, the largest class.
+    """
 
     metric: Literal["accuracy", "spearman"] = "accuracy"
     value: Annotated[float, Field(ge=-1, le=1)]
     samples: Annotated[int, Field(gt=0, le=MAX_SAMPLES)]
+    ranked: Share | None = None
+    ranked_norm: Share | None = None
+    invalid: Share | None = None
+    balanced: Share | None = None
+    majority: Share | None = None
 
     @model_validator(mode="after")
     def _accuracy_is_a_share(self) -> Self:
@@ -168,8 +181,9 @@ class LayerResult(_Model):
 class Record(_Versioned):
     """One cell of a comparison. ``key`` is the hash of everything that can change its numbers.
 
-    ``average`` is the unweighted mean of the tasks' values, ``normalised`` the mean over tasks of the value
-    divided by the expert's value. Times are seconds by phase, sizes are bytes. ``pinned``: every checkpoint
+    ``average`` is the unweighted mean of the tasks' values, ``average_ranked`` that of the ranked scores of
+    the tasks that have one (None without any), ``normalised`` the mean over tasks of the value divided by the
+    expert's value. Times are seconds by phase, sizes are bytes. ``pinned``: every checkpoint
     and data set behind it is named by its hash or commit. ``samples_sha256`` is the hash of the file of
     samples, ``record_sha256`` that of the record itself (see ``digest``); None before it is in a folder.
     """
@@ -191,6 +205,7 @@ class Record(_Versioned):
     seed: NotNegative
     tasks: Annotated[dict[TaskName, TaskResult], Field(min_length=1)]
     average: float
+    average_ranked: Share | None = None
     normalised: Real | None = None
     layers: tuple[LayerResult, ...] = ()
     seconds: dict[Name, Seconds] = {}
@@ -209,6 +224,13 @@ class Record(_Versioned):
         return self
 
     @model_validator(mode="after")
+    def _average_ranked_is_the_mean(self) -> Self:
+        mean = mean_ranked(task.ranked for task in self.tasks.values())
+        if not agree(self.average_ranked, mean):
+            raise ValueError(f"average_ranked {self.average_ranked!r} is not the mean of the tasks, {mean!r}")
+        return self
+
+    @model_validator(mode="after")
     def _samples_fit_in_memory(self) -> Self:
         if sum(task.samples for task in self.tasks.values()) > MAX_SAMPLES:
             raise ValueError(f"tasks: hold more than {MAX_SAMPLES} samples together")
@@ -222,6 +244,19 @@ class Record(_Versioned):
         """The record with the hash of its samples' file and its own."""
         record = self.model_copy(update={"samples_sha256": samples_sha256})
         return record.model_copy(update={"record_sha256": record.digest()})
+
+
+def mean_ranked(scores: Iterable[float | None]) -> float | None:
+    """The mean of the ranked scores that there are, None without any."""
+    known = [score for score in scores if score is not None]
+    return math.fsum(known) / len(known) if known else None
+
+
+def agree(one: float | None, other: float | None) -> bool:
+    """Whether two scores are the same but for rounding, or both missing."""
+    if one is None or other is None:
+        return one is other
+    return abs(one - other) <= 1e-9
 
 
 class AskedCell(BaseModel):

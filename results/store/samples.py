@@ -1,7 +1,9 @@
 """Per-sample outcomes as a file: an npz archive of arrays (samples,) in data set order.
 
-A task of accuracy has the array ``TASK`` (uint8, 1 where the sample is right), and may have
-``TASK@prediction`` (int32, the predicted class). A task of Spearman's rho has ``TASK@prediction`` and
+A task of accuracy has the array ``TASK`` (uint8, 1 where the sample is right), and may have, as classes
+(int32), ``TASK@prediction``, ``TASK@reference`` and, of generated answers, ``TASK@ranked`` and
+``TASK@ranked_norm``: the class whose answer is the likeliest, plainly and by the answer's length. A predicted
+class is -1 where the text is none of the task's answers. A task of Spearman's rho has ``TASK@prediction`` and
 ``TASK@reference`` (float64) instead.
 
 The archive is written entry by entry, because ``numpy.savez`` takes names as keyword arguments and so cannot
@@ -24,22 +26,30 @@ from numpy.lib import format as npy
 from numpy.typing import ArrayLike, NDArray
 
 from epmq.errors import UserError
-from results.store.records import Record, TaskResult
+from results.store.records import Record, TaskResult, agree
 
 Arrays = dict[str, NDArray[np.generic]]
-PREDICTION, REFERENCE = "@prediction", "@reference"
+PREDICTION, REFERENCE, RANKED, RANKED_NORM = "@prediction", "@reference", "@ranked", "@ranked_norm"
+KINDS = (PREDICTION, REFERENCE, RANKED, RANKED_NORM)
+SCORES = ("ranked", "ranked_norm", "invalid", "balanced", "majority")  # of a task besides its value
 
 
 class Samples(NamedTuple):
     """What a cell did on every test sample, arrays (samples,).
 
     ``correct``: by task of accuracy, which samples are right, boolean. ``predictions``: by
-    ``TASK@prediction`` and ``TASK@reference`` as far as they are stored, float64 for Spearman's rho, int32
-    classes for accuracy.
+    ``TASK@prediction`` and the like as far as they are stored, float64 for Spearman's rho, int32 classes for
+    accuracy.
     """
 
     correct: dict[str, NDArray[np.bool_]]
     predictions: Arrays
+
+    @property
+    def ranked(self) -> dict[str, NDArray[np.bool_]]:
+        """By task where the right answer is the likeliest of the task's; tasks without a ranked score not."""
+        tasks = [name.removesuffix(RANKED) for name in self.predictions if name.endswith(RANKED)]
+        return {task: self.predictions[task + RANKED] == self.predictions[task + REFERENCE] for task in tasks}
 
 
 _MAX_HEADER = 256  # bytes; numpy writes 118 before one row of numbers
@@ -62,8 +72,8 @@ def encode(arrays: Mapping[str, NDArray[np.generic]]) -> bytes:
 
 def largest(record: Record) -> int:
     """The size in bytes that no archive of the record exceeds, however badly it is compressed."""
-    per_sample = 1 + 8 + 8  # a boolean, a float64 prediction and a float64 reference
-    return sum(per_sample * task.samples + 10_000 for task in record.tasks.values())
+    per_sample = 1 + 8 * len(KINDS)  # a boolean, and numbers of 64 bits
+    return sum(per_sample * task.samples + 20_000 for task in record.tasks.values())
 
 
 def decode(data: bytes, record: Record) -> Samples:
@@ -101,7 +111,7 @@ def decode(data: bytes, record: Record) -> Samples:
 
 
 def _names(task: str) -> tuple[str, ...]:
-    return task, task + PREDICTION, task + REFERENCE
+    return task, *(task + kind for kind in KINDS)
 
 
 def _listed(names: object) -> str:
@@ -139,16 +149,16 @@ def checked(record: Record, correct: Mapping[str, ArrayLike], predictions: Mappi
     Raises:
         UserError: tasks, sample counts, types or values are not the record's.
     """
-    ranked = {task for task, result in record.tasks.items() if result.metric == "spearman"}
-    needed = {task + kind for task in ranked for kind in (PREDICTION, REFERENCE)}
-    optional = {task + PREDICTION for task in record.tasks}
-    if set(correct) != set(record.tasks) - ranked:
-        expected = sorted(set(record.tasks) - ranked)
+    numbers = {task for task, result in record.tasks.items() if result.metric == "spearman"}
+    needed = {task + kind for task in numbers for kind in (PREDICTION, REFERENCE)}
+    optional = {task + kind for task in set(record.tasks) - numbers for kind in KINDS}
+    if set(correct) != set(record.tasks) - numbers:
+        expected = sorted(set(record.tasks) - numbers)
         raise UserError(f"holds tasks {_listed(correct)}, its record {expected}")
     if not needed <= set(predictions) <= needed | optional:
         raise UserError(
             f"holds predictions {_listed(predictions)}, its record asks for {sorted(needed)} "
-            f"and allows TASK{PREDICTION} of its tasks"
+            f"and allows {', '.join(f'TASK{kind}' for kind in KINDS)} of its tasks of accuracy"
         )
     arrays: Arrays = {}
     for name, values in {**correct, **predictions}.items():
@@ -159,6 +169,9 @@ def checked(record: Record, correct: Mapping[str, ArrayLike], predictions: Mappi
         value = score(arrays, task, result)
         if abs(value - result.value) > _TOLERANCE:
             raise UserError(f"{task} has {result.metric} {value!r}, its record {result.value!r}")
+        for name, further in scores(arrays, task, result.metric).items():
+            if not agree(further, stored := getattr(result, name)):
+                raise UserError(f"{task} has {name} {further!r}, its record {stored!r}")
     return arrays
 
 
@@ -185,6 +198,35 @@ def score(arrays: Mapping[str, NDArray[np.generic]], task: str, result: TaskResu
     if result.metric == "accuracy":
         return float(arrays[task].astype(np.bool_).mean())
     return spearman(arrays[task + PREDICTION], arrays[task + REFERENCE])
+
+
+def scores(arrays: Mapping[str, NDArray[np.generic]], task: str, metric: str) -> dict[str, float | None]:
+    """A task's further scores from its per-sample arrays, by the names of ``TaskResult``'s fields.
+
+    None where they do not apply, or where an array that they take is not there.
+
+    Raises:
+        UserError: the arrays contradict each other, or an array is there without those that it belongs to.
+    """
+    found: dict[str, float | None] = dict.fromkeys(SCORES)
+    kinds = {kind for kind in KINDS if task + kind in arrays}
+    if metric != "accuracy" or REFERENCE not in kinds:
+        if kinds & {RANKED, RANKED_NORM}:
+            raise UserError(f"{task} has ranked answers without {task}{REFERENCE}")
+        return found
+    reference, correct = arrays[task + REFERENCE], arrays[task].astype(np.bool_)
+    classes, sizes = np.unique(reference, return_counts=True)
+    found["majority"] = float(sizes.max() / sizes.sum())
+    found["balanced"] = float(np.mean([correct[reference == one].mean() for one in classes]))
+    if PREDICTION in kinds and not np.array_equal(correct, arrays[task + PREDICTION] == reference):
+        raise UserError(f"{task} is not where {task}{PREDICTION} is {task}{REFERENCE}")
+    if kinds & {RANKED, RANKED_NORM}:
+        if kinds != set(KINDS):
+            raise UserError(f"{task} has ranked answers and lacks {sorted(set(KINDS) - kinds)}")
+        found["ranked"] = float((arrays[task + RANKED] == reference).mean())
+        found["ranked_norm"] = float((arrays[task + RANKED_NORM] == reference).mean())
+        found["invalid"] = float((arrays[task + PREDICTION].astype(np.int64) == -1).mean())
+    return found
 
 
 def spearman(prediction: NDArray[np.generic], reference: NDArray[np.generic]) -> float:

@@ -21,6 +21,7 @@ from benchmarks.sources.lock import lock_path
 from benchmarks.suites import any_lm
 from benchmarks.suites import load as suites
 from benchmarks.suites.forms import TextTask
+from benchmarks.text.bench import TextBench
 from epmq.errors import UserError
 from results.store.folder import RunFolder
 from results.store.records import Record
@@ -74,7 +75,7 @@ def test_a_run_holds_every_cell_with_its_layers_and_bits(out: Path, records: dic
         assert len(record.layers) == 2 * 4
         assert record.bits_per_weight is not None
         assert 4 < record.bits_per_weight < 5
-        assert {"bits": 4, "samples": 24, "decoder": "targets"}.items() <= record.axes.items()
+        assert {"bits": 4, "samples": 24, "decoder": "experts"}.items() <= record.axes.items()
     assert RunFolder.open(out).manifest.suite == "lm"
     assert main(["verify", str(out)]) == 0
     assert main(["table", str(out)]) == 0
@@ -130,6 +131,56 @@ def test_answers_are_those_of_transformers_own_generation(
             assert found[f"{task}@prediction"].tolist() == expected
             right = np.mean(np.array(expected) == np.array(rows(task, TEST, 1)["label"]))
             assert records[method].tasks[task].value == pytest.approx(float(right))
+
+
+@torch.no_grad()
+def likeliest(model: Any, task: str) -> list[int]:
+    """The answer whose tokens have the largest likelihood after the prompt, one at a time."""
+    tokenizer, choices = words(), PROMPTS[task][1]
+    found = []
+    for prompt, _ in pairs(task, rows(task, TEST, 1)):
+        ids = tokenizer(prompt).input_ids
+        scores = []
+        for choice in choices:
+            wanted = tokenizer(choice).input_ids
+            logits = model(torch.tensor([ids + wanted])).logits[0, len(ids) - 1 : -1]
+            scores.append(sum(float(row.log_softmax(0)[w]) for row, w in zip(logits, wanted, strict=True)))
+        found.append(int(np.argmax(scores)))
+    return found
+
+
+def test_ranked_answers_are_those_of_transformers_own_likelihoods(
+    made: TinyLmSuite, out: Path, records: dict[str, Record]
+) -> None:
+    folder, model = RunFolder.open(out), loaded(made, weights_of(made)["merged"])
+    record, found = records["merged"], folder.samples(records["merged"].key).predictions
+    for task in PROMPTS:
+        expected = likeliest(model, task)
+        assert found[f"{task}@ranked"].tolist() == expected
+        right = np.mean(np.array(expected) == np.array(rows(task, TEST, 1)["label"]))
+        assert record.tasks[task].ranked == pytest.approx(float(right))
+        assert record.tasks[task].invalid == np.mean(found[f"{task}@prediction"] == -1)
+
+
+@pytest.mark.parametrize("decoder", ["experts", "start"])
+def test_calibration_reads_prompts_with_what_the_experts_answer(decoder: str, made: TinyLmSuite) -> None:
+    """All but the last token that the expert generates, as it reads it; with ``start`` the prompt alone."""
+    suite = any_lm.suite(str(made.base), list(map(str, made.experts)), list(map(str, made.tasks)), 99)
+    found = TextBench(suite).calibration_inputs(8, 0, decoder)
+    weights, bench = weights_of(made), TextBench(suite)
+    for task in suite.tasks:
+        model, wanted = loaded(made, weights[task.task]), set()
+        for i in bench.sample_ids(task, 8, 0):
+            text = bench._tasks[task.task].prompt(bench.rows(task, "train")[i])
+            prompt = words()(text, return_tensors="pt").input_ids
+            said = model.generate(prompt, max_new_tokens=3, do_sample=False, pad_token_id=0)[0, :-1]
+            wanted.add(tuple((prompt[0] if decoder == "start" else said).tolist()))
+        read = [
+            ids[mask.bool()]
+            for b in found[task.task]
+            for ids, mask in zip(b["input_ids"], b["attention_mask"], strict=True)
+        ]
+        assert {tuple(ids.tolist()) for ids in read} == wanted
 
 
 def test_a_second_run_finds_its_cells_from_anywhere(

@@ -77,14 +77,20 @@ def test_a_good_contribution_is_accepted(tiny: TinySuite, contributed: Path) -> 
 def test_a_better_accuracy_than_comes_out_is_not_reproducible(tiny: TinySuite, copy: Path) -> None:
     source = RunFolder.open(copy)
     rtn = next(record for record in source.records() if record.method == "rtn")
-    correct = {task: np.ones_like(right) for task, right in source.samples(rtn.key).correct.items()}
-    tasks = {task: TaskResult(value=1.0, samples=right.size) for task, right in correct.items()}
+    stored = source.samples(rtn.key)
+    correct = {task: np.ones_like(right) for task, right in stored.correct.items()}
+    classes = {task: stored.predictions[f"{task}@reference"] for task in correct}
+    right = {f"{task}@{kind}": x for task, x in classes.items() for kind in ("prediction", "reference")}
+    tasks = {
+        task: TaskResult(value=1.0, samples=old.samples, balanced=1.0, majority=old.majority)
+        for task, old in rtn.tasks.items()
+    }
     experts = next(record for record in source.records() if record.method == "experts")
     normalised = float(np.mean([1 / result.value for result in experts.tasks.values()]))
     claim = {"tasks": tasks, "average": 1.0, "normalised": normalised}
     lines = (copy / "records.jsonl").read_bytes().splitlines(keepends=True)
     (copy / "records.jsonl").write_bytes(b"".join(x for x in lines if rtn.key.encode() not in x))
-    source.append(rtn.model_copy(update=claim), correct)
+    source.append(rtn.model_copy(update=claim), correct, right)
     judgement = judge(copy, tiny.suite, cells=1)
     assert list(failed(judgement)) == ["computed again"]
     assert f"({rtn.key}): accuracy, all samples is " in judgement.points[-1].complaints[0]
@@ -215,8 +221,8 @@ def test_an_older_schema_and_a_foreign_suite_need_another_run(tiny: TinySuite, c
     edit_manifest(copy, suite="toy")
     found = failed(judge(copy, tiny.suite))
     assert f"{copy.name}-tiny: cannot read manifest.json: No such file" in found["folders can be read"]
-    edit_manifest(copy, schema=1)
-    assert "schema: must be 2, not '1'" in failed(judge(copy, tiny.suite))["folders can be read"]
+    edit_manifest(copy, schema=2)
+    assert "schema: must be 3, not '2'" in failed(judge(copy, tiny.suite))["folders can be read"]
 
 
 def test_a_folder_of_another_suite_is_judged_by_the_embedded_one_beside_it(

@@ -190,11 +190,11 @@ def test_a_folder_of_another_suite_is_refused(tmp_path: Path, other: dict[str, o
 @pytest.mark.parametrize(
     ("content", "complaint"),
     [
-        (b'{"schema": 7}', "schema: must be 2, not '7', which"),
+        (b'{"schema": 7}', "schema: must be 3, not '7', which"),
         (b"", "Invalid JSON"),
         (b"[" * 100_000, "Invalid JSON"),
         (b'{"name": "a web page"}', "schema: Field required"),
-        (b'{"schema": 2}', "suite: Field required"),
+        (b'{"schema": 3}', "suite: Field required"),
     ],
     ids=["schema", "empty", "deep", "foreign", "without a suite"],
 )

@@ -21,7 +21,7 @@ def test_a_record_survives_the_way_to_json_and_back() -> None:
 def test_json_has_sorted_keys_and_names_its_schema() -> None:
     data = json.loads(make_cell("a")[0].to_json())
     assert list(data) == sorted(data)
-    assert data["schema"] == 2
+    assert data["schema"] == 3
 
 
 @pytest.mark.parametrize(
@@ -56,6 +56,14 @@ def test_json_has_sorted_keys_and_names_its_schema() -> None:
         {"tasks": {"digits": {"value": 0.5, "samples": 10**9}}, "average": 0.5},
         {"tasks": {name: {"value": 0.5, "samples": 6_000_000} for name in "ab"}, "average": 0.5},
         {"samples_sha256": "0"},
+        {"average_ranked": 0.5},
+        {"tasks": {"digits": {"value": 0.5, "samples": 10, "ranked": 1.5}}, "average": 0.5},
+        {"tasks": {"digits": {"value": 0.5, "samples": 10, "ranked": 0.6}}, "average": 0.5},
+        {
+            "tasks": {"digits": {"value": 0.5, "samples": 10, "ranked": 0.6}},
+            "average": 0.5,
+            "average_ranked": 0.5,
+        },
     ],
     ids=str,
 )
@@ -77,6 +85,12 @@ def test_a_correlation_may_be_negative() -> None:
     assert make_cell("a", tasks={"sts": task}, average=-0.25)[0].tasks["sts"].value == -0.25
 
 
+def test_the_ranked_average_is_over_the_tasks_that_have_a_ranked_score() -> None:
+    tasks: dict[str, Any] = {name: {"value": 0.5, "samples": 10} for name in "abc"}
+    tasks["a"]["ranked"], tasks["b"]["ranked"] = 0.6, 0.9
+    assert make_cell("a", tasks=tasks, average=0.5, average_ranked=0.75)[0].average_ranked == 0.75
+
+
 def test_a_sealed_record_shows_every_change() -> None:
     record = make_cell("a")[0].sealed("0" * 64)
     assert record.record_sha256 == record.digest()
@@ -92,14 +106,14 @@ def test_an_average_within_round_off_of_the_mean_is_accepted() -> None:
 @pytest.mark.parametrize(
     ("line", "complaint"),
     [
-        ('{"schema": 3}', "schema: must be 2, not '3', which this version of epmq cannot read"),
-        ('{"schema": true}', "schema: must be 2, not 'True'"),
-        ('{"schema": "2"}', "schema: must be 2"),
-        ('{"schema": 2}', "key: Field required"),
+        ('{"schema": 4}', "schema: must be 3, not '4', which this version of epmq cannot read"),
+        ('{"schema": true}', "schema: must be 3, not 'True'"),
+        ('{"schema": "3"}', "schema: must be 3"),
+        ('{"schema": 3}', "key: Field required"),
         ("{}", "schema: Field required"),
         ("[1, 2]", "Input should be an object, not list"),
-        ('{"schema": 2, "key": NaN}', "Invalid JSON"),
-        ('{"schema": 2, "average": 1e999}', "holds a number that is not finite"),
+        ('{"schema": 3, "key": NaN}', "Invalid JSON"),
+        ('{"schema": 3, "average": 1e999}', "holds a number that is not finite"),
         ("", "Invalid JSON"),
         ("[" * 100_000, "Invalid JSON: recursion limit"),
     ],

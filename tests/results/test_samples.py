@@ -73,7 +73,9 @@ def test_a_constant_prediction_has_no_correlation(tmp_path: Path) -> None:
         ({"other@prediction": [1.0]}, "holds predictions"),
         ({"digits@prediction": np.full(200, 0.5)}, "digits@prediction holds values other than classes"),
         ({"digits@prediction": np.full(200, 2**31)}, "digits@prediction holds values other than classes"),
-        ({"digits@reference": np.zeros(200)}, "holds predictions"),
+        ({"digits@reference": np.zeros(200)}, "digits@reference holds values other than classes"),
+        ({"sts@ranked": [1, 2, 3, 4]}, "holds predictions"),
+        ({"digits@ranked": np.zeros(200, int)}, "digits has ranked answers without digits@reference"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -88,6 +90,62 @@ def test_predictions_that_are_not_the_records_are_refused(
     with pytest.raises(UserError, match="its record asks for"):
         folder.append(record, correct, arrays)
     assert keys(folder) == []
+
+
+# -- further scores of classes
+
+
+def generated(changes: dict[str, Any] | None = None, **scores: Any) -> tuple[Record, Correct, dict[str, Any]]:
+    """Eight answers to a task of three classes, one of which is none of the task's."""
+    arrays: dict[str, Any] = {
+        "digits@reference": np.array([0, 0, 0, 0, 1, 1, 2, 2]),
+        "digits@prediction": np.array([0, 0, 0, 1, 1, -1, 0, 0]),
+        "digits@ranked": np.array([0, 0, 0, 0, 1, 1, 0, 0]),
+        "digits@ranked_norm": np.array([0, 0, 0, 0, 1, 1, 0, 2]),
+        **(changes or {}),
+    }
+    kept = {name: array for name, array in arrays.items() if array is not None}
+    found = {"ranked": 6 / 8, "ranked_norm": 7 / 8, "invalid": 1 / 8, "balanced": 1.25 / 3, "majority": 0.5}
+    task = TaskResult(value=0.5, samples=8, **{**found, **scores})
+    right = {"digits": np.array([1, 1, 1, 0, 1, 0, 0, 0], bool)}
+    return make_record(right, "a", tasks={"digits": task}, average_ranked=task.ranked), right, kept
+
+
+def test_further_scores_are_those_of_the_samples(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path)
+    folder.append(*generated())
+    found = RunFolder.open(tmp_path).samples(make_key("a")).ranked
+    assert {task: array.tolist() for task, array in found.items()} == {"digits": [True] * 6 + [False] * 2}
+
+
+def test_classes_that_are_not_generated_have_no_ranked_score(tmp_path: Path) -> None:
+    none = dict.fromkeys(("ranked", "ranked_norm", "invalid"))
+    record, right, arrays = generated({"digits@ranked": None, "digits@ranked_norm": None}, **none)
+    folder = make_folder(tmp_path)
+    folder.append(record, right, arrays)
+    assert folder.samples(record.key).ranked == {}
+
+
+@pytest.mark.parametrize(
+    ("changes", "scores", "complaint"),
+    [
+        ({}, {"ranked": 0.5}, "digits has ranked 0.75, its record 0.5"),
+        ({}, {"ranked_norm": None}, "digits has ranked_norm 0.875, its record None"),
+        ({}, {"invalid": 0.0}, "digits has invalid 0.125, its record 0.0"),
+        ({}, {"balanced": 0.5}, "digits has balanced 0.41666"),
+        ({}, {"majority": 0.25}, "digits has majority 0.5, its record 0.25"),
+        ({"digits@ranked": None}, {}, r"has ranked answers and lacks \['@ranked'\]"),
+        ({"digits@prediction": None}, {}, r"has ranked answers and lacks \['@prediction'\]"),
+        ({"digits@prediction": np.zeros(8, int)}, {}, "digits is not where digits@prediction is digits@ref"),
+        ({"digits@reference": None}, {}, "digits has ranked answers without digits@reference"),
+    ],
+    ids=str,
+)
+def test_further_scores_that_are_not_the_samples_are_refused(
+    tmp_path: Path, changes: dict[str, Any], scores: dict[str, Any], complaint: str
+) -> None:
+    with pytest.raises(UserError, match=complaint):
+        make_folder(tmp_path).append(*generated(changes, **scores))
 
 
 # -- correctness

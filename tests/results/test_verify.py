@@ -270,7 +270,7 @@ def test_the_command_as_json_holds_every_failure(tmp_path: Path, capsys: pytest.
     assert command(cli_folder, "verify", tmp_path, "--json") == 1
     report = json.loads(capsys.readouterr().out)
     assert report["failed"] is True
-    assert report["schema"] == 2
+    assert report["schema"] == 3
     assert len(report["points"][0]["failures"]) == 50
     assert command(cli_folder, "verify", tmp_path) == 1
     assert "and 30 more, see --json" in capsys.readouterr().out

@@ -22,6 +22,8 @@ from benchmarks.run.cells import Request
 from benchmarks.run.compute import solver
 from benchmarks.run.runner import run
 from benchmarks.suites import load as suites
+from benchmarks.suites.forms import TextSuite
+from benchmarks.text import answers
 from benchmarks.text.bench import TextBench
 from benchmarks.workbench.base import Setting
 from benchmarks.workbench.machine import Machine
@@ -33,6 +35,7 @@ from epmq.walk import walk
 from results.analysis.analysis import Analysis
 from results.judge.verify import verify
 from results.store.folder import RunFolder
+from results.store.samples import SCORES
 from tests.fixtures.tiny_suite import TinySuite
 from tests.fixtures.tiny_text import TASKS, TEST, TinyText
 
@@ -70,16 +73,36 @@ def test_every_cell_is_recorded_with_its_metric_and_samples(finished: RunFolder)
     assert not verify(Analysis(finished)).failed
 
 
+def test_classes_have_both_scores_and_numbers_have_one(finished: RunFolder) -> None:
+    for record in finished.records():
+        samples = finished.samples(record.key)
+        ranked, stored = samples.ranked, samples.predictions
+        assert set(ranked) == {"warm", "kind"}
+        for task, right in ranked.items():
+            found, reference = record.tasks[task], stored[f"{task}@reference"]
+            assert found.ranked == right.mean()
+            assert found.ranked_norm == (stored[f"{task}@ranked_norm"] == reference).mean()
+            assert found.invalid == (stored[f"{task}@prediction"] == -1).mean()
+            assert found.majority == np.bincount(reference).max() / TEST
+            recall = [(stored[f"{task}@prediction"][reference == c] == c).mean() for c in set(reference)]
+            assert found.balanced == pytest.approx(np.mean(recall))
+        assert {getattr(record.tasks["score"], name) for name in SCORES} == {None}
+        assert record.average_ranked == np.mean([record.tasks[task].ranked for task in ranked])
+    assert any(record.tasks["kind"].ranked != record.tasks["kind"].value for record in finished.records())
+
+
 def test_calibrated_cells_say_what_the_decoder_read(finished: RunFolder) -> None:
     said = {r.method: r.axes.get("decoder") for r in finished.records()}
     assert said == {
         "experts": None,
         "zero-shot": None,
         "merged": None,
-        "rtn": "targets",
-        "gptq": "targets",
-        "epmq": "targets",
+        "rtn": "experts",
+        "gptq": "experts",
+        "epmq": "experts",
     }
+    asked = {(cell.model_extra or {}).get("decoder") for cell in finished.manifest.cells if cell.bits}
+    assert asked == {"experts"}
 
 
 def test_the_same_request_again_computes_nothing(
@@ -92,19 +115,58 @@ def test_the_same_request_again_computes_nothing(
     assert (copied / "records.jsonl").read_bytes() == before
 
 
-def test_calibration_with_the_start_token_reads_no_label(tiny_text: TinyText) -> None:
-    bench = TextBench(tiny_text.suite)
-    start, targets = (bench.calibration_inputs(6, 0, decoder) for decoder in ("start", "targets"))
-    for task in bench.suite.tasks:
+def unlabelled_bench(suite: TextSuite) -> TextBench:
+    """A bench whose training labels are all 0."""
+    bench = TextBench(suite)
+    for task in suite.tasks:
         key = task.task, task.dataset.train_split
         rows: Dataset = bench._splits[key]
         bench._splits[key] = rows.map(lambda row: {"label": type(row["label"])(0)})
-    bench._calibration = None
-    again = bench.calibration_inputs(6, 0, "start")
-    for name in TASKS:
-        assert all(same(a, b) for a, b in zip(start[name], again[name], strict=True))
-        assert all(x["decoder_input_ids"].shape[1] == 1 for x in start[name])
-        assert any(x["decoder_input_ids"].shape[1] > 1 for x in targets[name])
+    return bench
+
+
+@pytest.mark.parametrize(("decoder", "reads"), [("start", False), ("experts", False), ("targets", True)])
+def test_only_targets_read_labels(decoder: str, reads: bool, tiny_text: TinyText) -> None:
+    found = TextBench(tiny_text.suite).calibration_inputs(6, 0, decoder)
+    other = unlabelled_bench(tiny_text.suite).calibration_inputs(6, 0, decoder)
+    alike = [all(same(a, b) for a, b in zip(found[name], other[name], strict=True)) for name in TASKS]
+    assert alike == [not reads] * len(TASKS)
+    longest = [max(x["decoder_input_ids"].shape[1] for x in found[name]) for name in TASKS]
+    assert all((length > 1) == (decoder != "start") for length in longest)
+
+
+def test_by_default_the_decoder_reads_what_each_tasks_expert_generates(tiny_text: TinyText) -> None:
+    bench = TextBench(tiny_text.suite)
+    assert bench.calibration_inputs(6, 0) is not None
+    for task in bench.suite.tasks:
+        expert = bench.tower.load_all(bench.models.experts[task.task]).model
+        wanted = set()
+        for i in bench.sample_ids(task, 6, 0):
+            text = bench._tasks[task.task].prompt(bench.rows(task, "train")[i])
+            prompt = bench.models.tokenizer(text, return_tensors="pt").input_ids
+            said = expert.generate(prompt, max_new_tokens=4, do_sample=False)[0].tolist()
+            wanted.add((tuple(prompt[0].tolist()), tuple(said[:-1])))
+        assert read_pairs(bench.calibration_inputs(6, 0)[task.task]) == wanted
+
+
+def test_the_experts_answer_once_and_leave_the_merge_in_its_place(
+    tiny_text: TinyText, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    own = answers.generated
+
+    def seen(*given: Any, **options: Any) -> list[list[int]]:
+        asked.append(given[2].name)
+        return own(*given, **options)
+
+    monkeypatch.setattr(answers, "generated", seen)
+    bench = TextBench(tiny_text.suite)
+    tower = bench.merged("task-arithmetic", {"scale": 0.3})
+    before = {name: p.detach().clone() for name, p in tower.named_parameters()}
+    for draw in (0, 1, 0, 1):
+        bench.calibration_inputs(6, draw)
+    assert asked == ["tiny_warm", "tiny_kind", "tiny_score"] * 2
+    assert all(torch.equal(before[name], p) for name, p in tower.named_parameters())
 
 
 def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
@@ -123,12 +185,17 @@ def test_teacher_forcing_gives_the_decoder_its_own_target_shifted(tiny_text: Tin
         shifted = model._shift_right(labels)[0].tolist()
         prompt = tokenizer(f"Is {row['sentence']} warm? Answer yes or no.").input_ids
         wanted.add((tuple(prompt), tuple(shifted)))
+    assert read_pairs(bench.calibration_inputs(6, 0, "targets")["warm"]) == wanted
+
+
+def read_pairs(batches: Any) -> set[Any]:
+    """What encoder and decoder read, sample by sample, without padding."""
     found = set()
-    for batch in bench.calibration_inputs(6, 0, "targets")["warm"]:
+    for batch in batches:
         for i in range(len(batch["input_ids"])):
             pairs = [(f"{p}input_ids", f"{p}attention_mask") for p in ("", "decoder_")]
             found.add(tuple(tuple(batch[x][i][batch[m][i].bool()].tolist()) for x, m in pairs))
-    assert found == wanted
+    return found
 
 
 def test_a_suite_of_images_has_no_decoder(tiny: TinySuite, tmp_path: Path) -> None:
@@ -137,7 +204,7 @@ def test_a_suite_of_images_has_no_decoder(tiny: TinySuite, tmp_path: Path) -> No
 
 
 def test_an_unknown_decoder_is_refused_before_any_work(tiny_text: TinyText, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="decoder 'foo' is unknown; known: start, targets"):
+    with pytest.raises(UserError, match="decoder 'foo' is unknown; known: experts, start, targets"):
         run(tiny_text.suite, few(decoder="foo"), tmp_path / "out", {})
     assert not (tmp_path / "out").exists()
 
@@ -176,14 +243,14 @@ def test_generation_is_the_same_by_lm_eval_by_transformers_and_after_saving(
         prompts = [bench._tasks[task.task].prompt(row) for row in rows]
         direct = generated(tower.model, bench.models.tokenizer, prompts)
         assert direct == generated(loaded, AutoTokenizer.from_pretrained(tmp_path / "saved"), prompts)
-        (answers,) = bench.answers([tower], task)
+        (found,) = bench.answers([tower], task)
         names = TASKS[task.task]["answers"]
         if names is None:
             expected = [float(x) if is_number(x) else 0.0 for x in direct]
         else:
             expected = [names.index(x) if x in names else -1 for x in direct]
-        assert answers.predicted.tolist() == expected
-        assert answers.actual.tolist() == [round(x, 1) if names is None else x for x in rows["label"]]
+        assert found.predicted.tolist() == expected
+        assert found.actual.tolist() == [round(x, 1) if names is None else x for x in rows["label"]]
 
 
 def is_number(text: str) -> bool:

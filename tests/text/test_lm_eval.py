@@ -16,11 +16,12 @@ from transformers import PreTrainedTokenizerFast
 
 from benchmarks.suites.prompt import PROMPTS, read
 from benchmarks.text import metrics
-from benchmarks.text.answers import Answers, answers
+from benchmarks.text.answers import Answers, answers, generated
 from epmq.errors import UserError
 from tests.fixtures import text_models as made
 
 ROWS = 20
+GREEDY = {"do_sample": False, "max_gen_toks": 9}
 LIMIT = 10  # of the decoder's tokens, with its start token
 
 
@@ -188,6 +189,36 @@ def test_a_causal_model_answers_what_it_generates_after_the_prompt(
             assert said == plain.decode(end, skip_special_tokens=True)
     lengths = {len(text.split()) for each in found.values() for text in each.said}
     assert min(lengths) < max(lengths) == LIMIT - 1
+
+
+@pytest.mark.parametrize("kind", ["trained", "untrained", "causal", "stopped"])
+def test_generated_tokens_are_those_of_the_answers(
+    kind: str,
+    words: PreTrainedTokenizerFast,
+    tasks: made.Tasks,
+    request: pytest.FixtureRequest,
+) -> None:
+    seq2seq = kind in ("trained", "untrained")
+    tokenizer = words if seq2seq else made.tokenizer(eos=False)
+    model = request.getfixturevalue(kind) if seq2seq else made.llama(tokenizer)
+    ended = set()
+    for name in ("cola", "stsb"):
+        task, data = tasks[name]
+        plain = answers(model, tokenizer, {name: (task, data)}, batch_size=64)[name].said
+        if kind == "stopped":  # at a word that the model says
+            stop = next(word for text in plain for word in text.split()[1:2])
+            ends = task.generation_kwargs.model_copy(update={"until": [stop]})
+            task = task.model_copy(update={"generation_kwargs": ends})
+            plain = answers(model, tokenizer, {name: (task, data)}, batch_size=64)[name].said
+        found = generated(model, tokenizer, task, data, batch_size=7, max_length=512)
+        texts = [tokenizer.decode(ids, skip_special_tokens=True) for ids in found]
+        if kind == "stopped":
+            assert any(text.endswith(stop) for text in texts)
+            texts = [text.split(stop)[0] for text in texts]
+        assert texts == plain
+        assert all(len(ids) < LIMIT and 1 not in ids[:-1] for ids in found)
+        ended |= {ids[-1:] == [1] for ids in found}
+    assert (True in ended) == (kind != "untrained")  # which says all its tokens, padding among them
 
 
 @pytest.mark.parametrize("name", ["cola", "stsb"])
