@@ -21,7 +21,6 @@ from epmq.errors import UserError
 from tests.fixtures import text_models as made
 
 ROWS = 20
-GREEDY = {"do_sample": False, "max_gen_toks": 9}
 LIMIT = 10  # of the decoder's tokens, with its start token
 
 
