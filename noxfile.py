@@ -140,10 +140,10 @@ def oracles(session: nox.Session) -> None:
 
 
 @nox.session
-def bench(session: nox.Session) -> None:
+def studies(session: nox.Session) -> None:
     """Measure speed (GPTQ, evaluation, E-PMQ over GPTQ) and memory at full size (writes 15 GB)."""
     install(session)
-    folder = str(Path("runs") / "bench")
+    folder = str(Path("runs") / "studies")
     session.run("python", "-m", "benchmarks.studies.speed_gptq", *session.posargs)
     session.run("python", "-m", "benchmarks.studies.speed_together")
     session.run("python", "-m", "benchmarks.studies.speed_pipeline", "--folder", folder)

@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 
 import baselines
 from benchmarks.run.cells import BASE, Cell
-from benchmarks.workbench.base import Answers, Bench
+from benchmarks.workbench.base import Answers, Workbench
 from epmq.calibration import Calibration
 from epmq.layer.spec import QuantSpec
 from epmq.models.layers import layer_groups
@@ -49,27 +49,27 @@ class Outcome:
         self.seconds[phase] = self.seconds.get(phase, 0.0) + seconds
 
 
-def refuse_impossible(bench: Bench, cell: Cell) -> None:
+def refuse_impossible(workbench: Workbench, cell: Cell) -> None:
     """Refuse a cell that cannot be computed, before any work; raises UserError."""
     if cell.samples is not None:
-        for task in bench.suite.tasks:
-            bench.sample_ids(task, cell.samples, cell.seed)
+        for task in workbench.suite.tasks:
+            workbench.sample_ids(task, cell.samples, cell.seed)
     for calibration in cell.passes:
-        for part, group in layer_groups(bench.tower, calibration.layers).values():
-            weight = bench.tower.get_parameter(f"{part}.{group[0]}.weight")
+        for part, group in layer_groups(workbench.tower, calibration.layers).values():
+            weight = workbench.tower.get_parameter(f"{part}.{group[0]}.weight")
             if cell.spec is not None:
                 cell.spec.columns_per_group(weight.shape[1])
 
 
-def compute(bench: Bench, cells: Sequence[Cell]) -> list[Outcome]:
+def compute(workbench: Workbench, cells: Sequence[Cell]) -> list[Outcome]:
     """Compute cells one after the other, then evaluate them in one pass over the test samples."""
     outcomes = [Outcome() for _ in cells]
     if cells[0].own != "nothing":
-        _evaluate_own(bench, cells[0], outcomes[0])
+        _evaluate_own(workbench, cells[0], outcomes[0])
     else:
         pairs = zip(cells, outcomes, strict=True)
-        towers = [bench.kept(_model(bench, cell, outcome)) for cell, outcome in pairs]
-        _evaluate(bench, towers, list(bench.models.experts), outcomes)
+        towers = [workbench.kept(_model(workbench, cell, outcome)) for cell, outcome in pairs]
+        _evaluate(workbench, towers, list(workbench.models.experts), outcomes)
     for outcome in outcomes:
         outcome.peak_memory = peak_memory()
     return outcomes
@@ -88,43 +88,43 @@ def together(cells: Sequence[Cell], count: int) -> Iterator[list[Cell]]:
         yield group
 
 
-def _evaluate_own(bench: Bench, cell: Cell, outcome: Outcome) -> None:
+def _evaluate_own(workbench: Workbench, cell: Cell, outcome: Outcome) -> None:
     """Every task by a model with its own expert's part."""
-    for task, expert in bench.models.experts.items():
-        tower = bench.tower
+    for task, expert in workbench.models.experts.items():
+        tower = workbench.tower
         if cell.own == "all":
             tower.load_all(expert)
         else:
-            tower = _model(bench, cell, outcome)
+            tower = _model(workbench, cell, outcome)
             for part, group in layer_groups(tower).values():
                 for path in group:
                     tower.load(tower.get_submodule(f"{part}.{path}"), f"{part}.{path}", expert)
-        _evaluate(bench, [tower], [task], [outcome])
+        _evaluate(workbench, [tower], [task], [outcome])
 
 
 def _evaluate(
-    bench: Bench, towers: Sequence[Tower], tasks: Sequence[str], outcomes: Sequence[Outcome]
+    workbench: Workbench, towers: Sequence[Tower], tasks: Sequence[str], outcomes: Sequence[Outcome]
 ) -> None:
     start = time.perf_counter()
-    specs = [task for task in bench.suite.tasks if task.task in tasks]
+    specs = [task for task in workbench.suite.tasks if task.task in tasks]
     for task in tqdm(specs, desc="  evaluating", leave=False, delay=2):
-        for outcome, answers in zip(outcomes, bench.answers(towers, task), strict=True):
+        for outcome, answers in zip(outcomes, workbench.answers(towers, task), strict=True):
             outcome.answers[task.task] = answers
     for outcome in outcomes:
         outcome.spend("evaluate", (time.perf_counter() - start) / len(outcomes))
 
 
-def _model(bench: Bench, cell: Cell, outcome: Outcome) -> Tower:
+def _model(workbench: Workbench, cell: Cell, outcome: Outcome) -> Tower:
     """What the cell starts from, calibrated and rounded."""
     if cell.start == BASE:
-        return bench.tower.load_all(bench.models.base)
+        return workbench.tower.load_all(workbench.models.base)
     with outcome.timed("merge"):
-        tower = bench.merged(cell.start, cell.merge_options)
+        tower = workbench.merged(cell.start, cell.merge_options)
     for number, calibration in enumerate(cell.passes, 1):
         solve: Solver = centre
         if number == len(cell.passes) and cell.rounding is not None and cell.spec is not None:
             solve = solver(baselines.get(cell.rounding), cell.spec)
-        _walk(bench, cell, tower, calibration, solve, outcome)
+        _walk(workbench, cell, tower, calibration, solve, outcome)
     return tower
 
 
@@ -134,11 +134,11 @@ def solver(rounding: baselines.Baseline, spec: QuantSpec) -> Solver:
 
 
 def _walk(
-    bench: Bench, cell: Cell, tower: Tower, calibration: Calibration, solve: Solver, outcome: Outcome
+    workbench: Workbench, cell: Cell, tower: Tower, calibration: Calibration, solve: Solver, outcome: Outcome
 ) -> None:
     assert cell.samples is not None
-    inputs = bench.calibration_inputs(cell.samples, cell.seed, cell.decoder)
-    steps = walk(tower, bench.models.experts, inputs, calibration, solve)
+    inputs = workbench.calibration_inputs(cell.samples, cell.seed, cell.decoder)
+    steps = walk(tower, workbench.models.experts, inputs, calibration, solve)
     total = len(layer_groups(tower, calibration.layers))
     outcome.layers = list(tqdm(steps, desc="  layers", total=total, leave=False, delay=2))
     for layer in outcome.layers:

@@ -15,11 +15,11 @@ import torch
 from benchmarks.run.cells import Cell
 from benchmarks.run.compute import Outcome, compute
 from benchmarks.suites.forms import Suite
-from benchmarks.workbench.base import Bench, Setting
+from benchmarks.workbench.base import Setting, Workbench
 from epmq.errors import UserError, choose
 
 Finished = tuple[list[Cell], list[Outcome]]
-Executor = Callable[[Bench, Sequence[list[Cell]]], Iterable[Finished]]
+Executor = Callable[[Workbench, Sequence[list[Cell]]], Iterable[Finished]]
 
 
 def executor(name: str) -> Executor:
@@ -30,13 +30,13 @@ def executor(name: str) -> Executor:
     return on_ray if name == "ray" else one_by_one
 
 
-def one_by_one(bench: Bench, groups: Sequence[list[Cell]]) -> Iterator[Finished]:
+def one_by_one(workbench: Workbench, groups: Sequence[list[Cell]]) -> Iterator[Finished]:
     """Compute every group in this process."""
     for group in groups:
-        yield group, compute(bench, group)
+        yield group, compute(workbench, group)
 
 
-def on_ray(bench: Bench, groups: Sequence[list[Cell]]) -> Iterator[Finished]:
+def on_ray(workbench: Workbench, groups: Sequence[list[Cell]]) -> Iterator[Finished]:
     """Compute groups on the workers of the Ray cluster (``RAY_ADDRESS``), or of one started on this machine.
 
     Raises:
@@ -47,7 +47,7 @@ def on_ray(bench: Bench, groups: Sequence[list[Cell]]) -> Iterator[Finished]:
     if started_here:
         ray.init(include_dashboard=False, log_to_driver=False)
     try:
-        workers = _workers(ray, bench, len(groups))
+        workers = _workers(ray, workbench, len(groups))
         alone = 1 if groups and groups[0][0].own == "all" else 0  # the other records need them
         for part in (groups[:alone], groups[alone:]):
             pool = ray.util.ActorPool(workers)
@@ -67,24 +67,24 @@ class Worker:
     """One process's models and data; on a GPU machine it sees the one GPU that Ray gave it."""
 
     def __init__(self, suite: Suite, setting: Setting) -> None:
-        self.bench = open_bench(suite, setting)
+        self.workbench = open_workbench(suite, setting)
 
     def compute(self, group: list[Cell]) -> Finished:
         """The group and what computing it gave."""
-        return group, compute(self.bench, group)
+        return group, compute(self.workbench, group)
 
 
-def _workers(ray: Any, bench: Bench, groups: int) -> list[Any]:
-    machine = bench.setting.machine
+def _workers(ray: Any, workbench: Workbench, groups: int) -> list[Any]:
+    machine = workbench.setting.machine
     kind = "GPU" if machine.device.type == "cuda" else "CPU"
     count = min(groups, int(ray.cluster_resources().get(kind, 0)))
     if groups and not count:
         raise UserError(f"the Ray cluster has no {kind}; start one that has, or use --executor local")
     needs = {"num_gpus": 1} if kind == "GPU" else {"num_cpus": 1}
     visible = replace(machine, device=torch.device(machine.device.type))
-    setting = replace(bench.setting, machine=visible)
+    setting = replace(workbench.setting, machine=visible)
     remote = ray.remote(**needs)(Worker)
-    return [remote.remote(bench.suite, setting) for _ in range(count)]
+    return [remote.remote(workbench.suite, setting) for _ in range(count)]
 
 
 def _ray() -> Any:
@@ -96,16 +96,16 @@ def _ray() -> Any:
     return ray
 
 
-def open_bench(suite: Suite, setting: Setting | None = None) -> Bench:
+def open_workbench(suite: Suite, setting: Setting | None = None) -> Workbench:
     """The suite's models and data, opened and checked.
 
     Raises:
         UserError: a model or a data set is missing, damaged or not what the suite says.
     """
     if suite.kind == "text":
-        from benchmarks.text.bench import TextBench  # only these suites need what it imports
+        from benchmarks.text.workbench import TextWorkbench  # only these suites need what it imports
 
-        return TextBench(suite, setting)
-    from benchmarks.images.bench import ImageBench
+        return TextWorkbench(suite, setting)
+    from benchmarks.images.workbench import ImageWorkbench
 
-    return ImageBench(suite, setting)
+    return ImageWorkbench(suite, setting)

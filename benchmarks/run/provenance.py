@@ -18,7 +18,7 @@ from benchmarks.run.cells import Cell, Request
 from benchmarks.sources import data
 from benchmarks.suites.forms import Suite
 from benchmarks.workbench import code, environment
-from benchmarks.workbench.base import Bench
+from benchmarks.workbench.base import Workbench
 from benchmarks.workbench.machine import Machine
 from epmq.errors import UserError
 from results.store.files import os_errors
@@ -44,17 +44,19 @@ def refuse_unusable(out: Path, suite: Suite) -> None:
         RunFolder.open(out, asked)
 
 
-def manifest(bench: Bench, keyed: Mapping[str, Cell], request: Request, asked: dict[str, Any]) -> Manifest:
+def manifest(
+    workbench: Workbench, keyed: Mapping[str, Cell], request: Request, asked: dict[str, Any]
+) -> Manifest:
     """What is asked for, with the code behind every cell, the environment and every revision."""
-    suite, machine = bench.suite, bench.setting.machine
+    suite, machine = workbench.suite, workbench.setting.machine
     return Manifest(
         suite=suite.name,
         suite_version=suite.version,
         rehearsal=suite.rehearsal,
         asked={**asked, "cells": [_listed(key, cell) for key, cell in keyed.items()]},
         environment={**environment.describe(), "device": _device(machine), "dtype": machine.dtype},
-        revisions=bench.revisions,
-        calibration=_calibration(bench, request),
+        revisions=workbench.revisions,
+        calibration=_calibration(workbench, request),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
 
@@ -64,16 +66,16 @@ def _device(machine: Machine) -> str:
     return torch.cuda.get_device_name(machine.device) if machine.device.type == "cuda" else "cpu"
 
 
-def _calibration(bench: Bench, request: Request) -> dict[str, str]:
+def _calibration(workbench: Workbench, request: Request) -> dict[str, str]:
     """Digest of every task's calibration rows; of seeds after the first, under ``TASK seed N``.
 
     Of several numbers of samples it is that of the largest, which begins with the smaller draws.
     """
     found = {}
     for number, seed in enumerate(request.seeds):
-        for task in bench.suite.tasks:
+        for task in workbench.suite.tasks:
             name = f"{task.task} seed {seed}" if number else task.task
-            found[name] = data.digest(bench.sample_ids(task, max(request.samples), seed))
+            found[name] = data.digest(workbench.sample_ids(task, max(request.samples), seed))
     return found
 
 

@@ -11,9 +11,9 @@ from tqdm.auto import tqdm
 from benchmarks.run import provenance
 from benchmarks.run.cells import DECODERS, Cell, Request, expand
 from benchmarks.run.compute import Outcome, refuse_impossible, together
-from benchmarks.run.executors import Executor, one_by_one, open_bench
+from benchmarks.run.executors import Executor, one_by_one, open_workbench
 from benchmarks.suites.forms import Suite
-from benchmarks.workbench.base import Bench, Setting
+from benchmarks.workbench.base import Setting, Workbench
 from epmq.errors import UserError, choose
 from epmq.walk import LayerReport
 from results.store.folder import RunFolder
@@ -38,11 +38,11 @@ def run(
     request = decoding(suite, request)
     cells = expand(request)
     provenance.refuse_unusable(out, suite)
-    bench = open_bench(suite, setting)
+    workbench = open_workbench(suite, setting)
     for cell in cells:
-        refuse_impossible(bench, cell)
-    keyed = {cell.key(bench.context): cell for cell in cells}
-    manifest = provenance.manifest(bench, keyed, request, asked)
+        refuse_impossible(workbench, cell)
+    keyed = {cell.key(workbench.context): cell for cell in cells}
+    manifest = provenance.manifest(workbench, keyed, request, asked)
     provenance.refuse_other_origin(out, manifest)
     folder = RunFolder.open(out, manifest, create=True)
     finished = {r.key: r for r in folder.records()}
@@ -50,9 +50,9 @@ def run(
     todo = [cell for key, cell in keyed.items() if key not in finished]
     todo.sort(key=lambda cell: cell.own != "all")  # the other records are relative to them
     with tqdm(total=len(todo), desc=suite.name, unit="cell", disable=not todo) as bar:
-        for group, outcomes in execute(bench, list(together(todo, bench.setting.together))):
+        for group, outcomes in execute(workbench, list(together(todo, workbench.setting.together))):
             for cell, outcome in zip(group, outcomes, strict=True):
-                line = record(bench, cell, outcome, experts)
+                line = record(workbench, cell, outcome, experts)
                 if cell.own == "all":
                     experts = line
                 folder.append(line, *arrays(outcome))
@@ -87,7 +87,7 @@ def arrays(done: Outcome) -> tuple[dict[str, Any], dict[str, Any]]:
     return correct, found
 
 
-def record(bench: Bench, cell: Cell, done: Outcome, experts: Record | None) -> Record:
+def record(workbench: Workbench, cell: Cell, done: Outcome, experts: Record | None) -> Record:
     """The cell's line in the results."""
     values = {task: answers.value for task, answers in done.answers.items()}
     correct, found = arrays(done)
@@ -98,9 +98,9 @@ def record(bench: Bench, cell: Cell, done: Outcome, experts: Record | None) -> R
     if experts and all(result.value for result in experts.tasks.values()):
         normalised = [values[task] / result.value for task, result in experts.tasks.items()]
     return Record(
-        key=cell.key(bench.context),
-        suite=bench.suite.name,
-        suite_version=bench.suite.version,
+        key=cell.key(workbench.context),
+        suite=workbench.suite.name,
+        suite_version=workbench.suite.version,
         kind=cell.kind,  # type: ignore[arg-type]
         merge=cell.merge,
         merge_options=dict(cell.merge_options),
@@ -110,9 +110,9 @@ def record(bench: Bench, cell: Cell, done: Outcome, experts: Record | None) -> R
         bits=cell.bits,
         axes=cell.axes,
         seed=cell.seed,
-        device=bench.setting.machine.device.type,  # type: ignore[arg-type]
-        dtype=bench.setting.machine.dtype,
-        pinned=bench.setting.pinned,
+        device=workbench.setting.machine.device.type,  # type: ignore[arg-type]
+        dtype=workbench.setting.machine.dtype,
+        pinned=workbench.setting.pinned,
         tasks={
             task: TaskResult(metric=x.metric, value=values[task], samples=len(x.actual), **further[task])
             for task, x in done.answers.items()

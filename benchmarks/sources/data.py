@@ -13,7 +13,7 @@ from datasets import Dataset, Image, load_dataset
 
 from benchmarks.suites.forms import DatasetSpec, ImageTask, TaskSpec, TextTask
 from benchmarks.suites.load import locate
-from benchmarks.suites.prompt import LmTask
+from benchmarks.suites.prompt import TaskFile
 from epmq.checkpoints.lazy import sha256
 from epmq.errors import UserError
 
@@ -71,7 +71,7 @@ def open_images(task: ImageTask, split: str, arguments: Mapping[str, Any]) -> Da
     return data
 
 
-def open_texts(task: TextTask, read: LmTask, split: str, arguments: Mapping[str, Any]) -> Dataset:
+def open_texts(task: TextTask, read: TaskFile, split: str, arguments: Mapping[str, Any]) -> Dataset:
     """A split of texts, with the columns of the prompt, labels and size as suite and task file say.
 
     Raises:

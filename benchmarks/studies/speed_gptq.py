@@ -1,4 +1,4 @@
-"""Time GPTQ against its textbook form, factorisation and loop apart: ``nox -s bench``.
+"""Time GPTQ against its textbook form, factorisation and loop apart: ``nox -s studies``.
 
 The textbook form is written here as the paper's algorithm 1 reads: Cholesky, inverse, Cholesky; then an eager
 loop over columns in float32, block 128. Both factorisations are in float64. Everything is measured in one

@@ -26,9 +26,9 @@ import baselines
 from baselines.recipes import FEATURES
 from benchmarks.embedded.training import atomically
 from benchmarks.run.compute import solver
-from benchmarks.run.executors import open_bench
+from benchmarks.run.executors import open_workbench
 from benchmarks.suites import load as suites
-from benchmarks.workbench.base import Bench
+from benchmarks.workbench.base import Workbench
 from epmq.calibration import Calibration
 from epmq.gather import Batches
 from epmq.layer.spec import QuantSpec
@@ -44,27 +44,31 @@ AXES = ("target", "mixing", "anchor", "patch_weight")
 Setting = tuple[str, Calibration]  # a merge, and what is tried on it
 
 
-def held_out(bench: Bench, samples: int, count: int) -> Mapping[str, Batches]:
+def held_out(workbench: Workbench, samples: int, count: int) -> Mapping[str, Batches]:
     """Training samples that calibration with ``samples`` at seed 0 does not use, ``count`` a task at most."""
     ids = {}
-    for task in bench.suite.tasks:
-        size = bench.train_size(task)
-        order = bench.sample_ids(task, min(samples + count, size), 0)  # the calibration draw is its beginning
+    for task in workbench.suite.tasks:
+        size = workbench.train_size(task)
+        # The calibration draw is its beginning.
+        order = workbench.sample_ids(task, min(samples + count, size), 0)
         ids[task.task] = order[samples:]
-    return bench.inputs(ids, "start" if bench.suite.kind == "text" else None)
+    return workbench.inputs(ids, "start" if workbench.suite.kind == "text" else None)
 
 
 @torch.inference_mode()
-def features(bench: Bench, tower: Tower, inputs: Batches) -> Tensor:
+def features(workbench: Workbench, tower: Tower, inputs: Batches) -> Tensor:
     """Unit vectors ``(n, dim)``."""
     batches = inputs.split(256) if isinstance(inputs, Tensor) else inputs
-    return torch.cat([bench.features(tower, part) for part in batches])
+    return torch.cat([workbench.features(tower, part) for part in batches])
 
 
-def distance(bench: Bench, tower: Tower, held: Mapping[str, Batches], experts: Mapping[str, Tensor]) -> float:
+def distance(
+    workbench: Workbench, tower: Tower, held: Mapping[str, Batches], experts: Mapping[str, Tensor]
+) -> float:
     """Mean over tasks of the squared distance to the expert's unit vectors."""
     each = [
-        float(((features(bench, tower, x) - experts[task]) ** 2).sum(1).mean()) for task, x in held.items()
+        float(((features(workbench, tower, x) - experts[task]) ** 2).sum(1).mean())
+        for task, x in held.items()
     ]
     return sum(each) / len(each)
 
@@ -72,19 +76,19 @@ def distance(bench: Bench, tower: Tower, held: Mapping[str, Batches], experts: M
 class Search:
     """Trials of one suite, kept in a file as they are made: a search that was killed goes on."""
 
-    def __init__(self, bench: Bench, bits: int, samples: int, file: Path) -> None:
-        self.bench, self.bits, self.file = bench, bits, file
+    def __init__(self, workbench: Workbench, bits: int, samples: int, file: Path) -> None:
+        self.workbench, self.bits, self.file = workbench, bits, file
         self.rows: list[dict[str, Any]] = json.loads(file.read_bytes()) if file.exists() else []
-        self.inputs = bench.calibration_inputs(samples, 0, self._decoder)
-        self.held = held_out(bench, samples, 256)
+        self.inputs = workbench.calibration_inputs(samples, 0, self._decoder)
+        self.held = held_out(workbench, samples, 256)
         self.experts = {
-            task: features(bench, bench.tower.load_all(expert), self.held[task])
-            for task, expert in bench.models.experts.items()
+            task: features(workbench, workbench.tower.load_all(expert), self.held[task])
+            for task, expert in workbench.models.experts.items()
         }
 
     @property
     def _decoder(self) -> str | None:
-        return "experts" if self.bench.suite.kind == "text" else None
+        return "experts" if self.workbench.suite.kind == "text" else None
 
     def run(self, settings: Iterable[Calibration]) -> None:
         """Try settings on every merge; what the file holds already is not tried again."""
@@ -108,11 +112,11 @@ class Search:
         return next((row for row in self.rows if row.items() >= wanted.items()), None)
 
     def _trial(self, merge: str, calibration: Calibration) -> dict[str, Any]:
-        tower = self.bench.merged(merge, options_of(merge, {}))
+        tower = self.workbench.merged(merge, options_of(merge, {}))
         gptq = solver(baselines.get("gptq"), QuantSpec(self.bits))
-        for _ in walk(tower, self.bench.models.experts, self.inputs, calibration, gptq):
+        for _ in walk(tower, self.workbench.models.experts, self.inputs, calibration, gptq):
             pass
-        found = distance(self.bench, tower, self.held, self.experts)
+        found = distance(self.workbench, tower, self.held, self.experts)
         return {"merge": merge, "bits": self.bits, **asdict(calibration), "distance": found}
 
 
@@ -124,7 +128,7 @@ def search(trials: Search) -> dict[str, dict[str, float]]:
         settings = [Calibration("expert", mixing=a, anchor=b) for a, b in product(mixings, ANCHORS)]
         trials.run(settings)
         best = trials.best(settings)
-        if trials.bench.tower.pooled:
+        if trials.workbench.tower.pooled:
             finer = [best, *(replace(best, patch_weight=weight) for weight in PATCH_WEIGHTS)]
             trials.run(finer)
             best = trials.best(finer)
@@ -155,7 +159,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=128, help="calibration samples per task (default 128)")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE")
     options = parser.parse_args()
-    trials = Search(open_bench(suites.load(options.suite)), options.bits, options.samples, options.out)
+    trials = Search(open_workbench(suites.load(options.suite)), options.bits, options.samples, options.out)
     chosen = search(trials)
     shown = [[row["merge"], *(row[name] for name in AXES), row["distance"]] for row in trials.rows]
     digits = ("", "", "g", "g", "g", ".4f")

@@ -9,7 +9,7 @@ from pathlib import Path
 from benchmarks.suites import load as suites
 from benchmarks.suites import prompt as prompts
 from benchmarks.suites.forms import Comparison, TextData, TextSuite, TextTask
-from benchmarks.suites.prompt import LmTask
+from benchmarks.suites.prompt import TaskFile
 from epmq.errors import UserError
 
 NAME = "lm"
@@ -84,7 +84,7 @@ def _data_of_suites(name: str) -> TextData:
     raise UserError(f"{name}: no suite says which data it is for; copy the file and add dataset_path")
 
 
-def _data(file: Path, read: LmTask) -> TextData:
+def _data(file: Path, read: TaskFile) -> TextData:
     path, train = _stated(file, read, "dataset_path"), _stated(file, read, "training_split")
     test = _stated(file, read, "test_split" if "test_split" in read.data else "validation_split")
     if train == test:
@@ -106,7 +106,7 @@ def _data(file: Path, read: LmTask) -> TextData:
     )
 
 
-def _stated(file: Path, read: LmTask, field: str) -> str:
+def _stated(file: Path, read: TaskFile, field: str) -> str:
     """A text among the fields that name the data."""
     value = read.data.get(field)
     if not isinstance(value, str) or not value:

@@ -85,7 +85,7 @@ class Metadata(BaseModel):
     label_range: Any = None
 
 
-class LmTask(Strict):
+class TaskFile(Strict):
     """One task file: lm-eval's fields, as far as a task of ours has them.
 
     Attributes:
@@ -111,7 +111,7 @@ class LmTask(Strict):
     test_split: str | None = None
 
     @model_validator(mode="after")
-    def _columns_and_labels_are_known(self) -> LmTask:
+    def _columns_and_labels_are_known(self) -> TaskFile:
         _columns("doc_to_text", self.doc_to_text)
         target, bounds = self.doc_to_target, self.metadata.label_range
         if self.doc_to_choice is not None:
@@ -222,7 +222,7 @@ def _is_range(given: object) -> bool:
     return len(bounds) == 2 and bounds[0] < bounds[1]
 
 
-def read(name: str) -> LmTask:
+def read(name: str) -> TaskFile:
     """The task file ``SET/TASK.yaml`` below ``benchmarks/suites/prompts``, or any task file by path.
 
     Raises:
@@ -230,7 +230,7 @@ def read(name: str) -> LmTask:
     """
     file = PROMPTS / name if (PROMPTS / name).is_file() else Path(name)
     try:
-        return LmTask.model_validate(_content(file), strict=True)
+        return TaskFile.model_validate(_content(file), strict=True)
     except ValidationError as error:
         raise UserError(f"{file}: {first_complaint(error)}; correct the task file") from error
 

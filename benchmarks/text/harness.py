@@ -16,7 +16,7 @@ from lm_eval.models.huggingface import HFLM
 from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutput
 
-from benchmarks.suites.prompt import FUNCTIONS, LmTask
+from benchmarks.suites.prompt import FUNCTIONS, TaskFile
 from benchmarks.text import metrics
 
 SPLIT = "rows"
@@ -29,18 +29,18 @@ Pair = tuple[tuple[str, str], list[int], list[int]]  # texts, tokens of the cont
 class InPlaceTask(ConfigurableTask):  # type: ignore[misc]
     """A task file whose rows are a data set that is already here.
 
-    lm-eval renders a template anew for every row and several times; ``LmTask`` renders the same templates in
-    lm-eval's own environment, compiled once.
+    lm-eval renders a template anew for every row and several times; ``TaskFile`` renders the
+    same templates in lm-eval's own environment, compiled once.
     """
 
-    def __init__(self, task: LmTask, data: Dataset) -> None:
+    def __init__(self, task: TaskFile, data: Dataset) -> None:
         self._rows = data
         left_out = ("doc_to_choice", "generation_kwargs")
         config = {name: value for name, value in task.config.items() if name not in left_out}
         given = {"doc_to_text": lambda row: task.prompt(row), "test_split": SPLIT, "num_fewshot": 0}
         super().__init__(config={**config, **given, **self.answered(task)})
 
-    def answered(self, task: LmTask) -> dict[str, Any]:
+    def answered(self, task: TaskFile) -> dict[str, Any]:
         """What of lm-eval's configuration says how the task is answered and evaluated."""
         return {
             "generation_kwargs": task.config["generation_kwargs"],
@@ -67,11 +67,11 @@ class RankedTask(InPlaceTask):
         delimiter: between prompt and answer; nothing for an encoder-decoder, which reads them apart.
     """
 
-    def __init__(self, task: LmTask, data: Dataset, delimiter: str) -> None:
+    def __init__(self, task: TaskFile, data: Dataset, delimiter: str) -> None:
         self._delimiter = delimiter
         super().__init__(task, data)
 
-    def answered(self, task: LmTask) -> dict[str, Any]:
+    def answered(self, task: TaskFile) -> dict[str, Any]:
         """Metrics are lm-eval's: ``acc``, and ``acc_norm``, which divides by the answer's characters."""
         return {
             "output_type": "multiple_choice",

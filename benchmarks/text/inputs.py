@@ -11,7 +11,7 @@ from datasets import Dataset
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from benchmarks.suites.prompt import LmTask
+from benchmarks.suites.prompt import TaskFile
 
 BATCH = 32  # samples of like length that pass through the model together
 
@@ -30,7 +30,7 @@ class Encoder:
     config: Any
     max_length: int
 
-    def targets(self, task: LmTask, rows: Dataset, device: torch.device) -> list[dict[str, Tensor]]:
+    def targets(self, task: TaskFile, rows: Dataset, device: torch.device) -> list[dict[str, Tensor]]:
         """Batches of a task's rows with their own targets, which reads their labels.
 
         An encoder-decoder's decoder reads the target, shifted; a causal model reads it after the prompt.
@@ -43,7 +43,7 @@ class Encoder:
         return self._batches([(ids, []) for ids in self._ids(texts)], device)
 
     def generated(
-        self, task: LmTask, rows: Dataset, device: torch.device, answers: Sequence[list[int]]
+        self, task: TaskFile, rows: Dataset, device: torch.device, answers: Sequence[list[int]]
     ) -> list[dict[str, Tensor]]:
         """Batches of a task's rows with answers, all but whose last token a model reads to generate them.
 

@@ -91,8 +91,8 @@ class Answers:
         return spearman(self.predicted, self.actual)
 
 
-class Bench(ABC):
-    """A suite's models and data; :mod:`benchmarks.images.bench` and :mod:`benchmarks.text.bench` fill it.
+class Workbench(ABC):
+    """A suite's models and data; the workbenches of images and of texts fill it.
 
     Attributes:
         tower: the one tower of the run, on the run's device; every cell fills it with its own weights.

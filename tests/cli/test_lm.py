@@ -21,7 +21,7 @@ from benchmarks.sources.lock import lock_path
 from benchmarks.suites import any_lm
 from benchmarks.suites import load as suites
 from benchmarks.suites.forms import TextTask
-from benchmarks.text.bench import TextBench
+from benchmarks.text.workbench import TextWorkbench
 from epmq.errors import UserError
 from results.store.folder import RunFolder
 from results.store.records import Record
@@ -166,12 +166,12 @@ def test_ranked_answers_are_those_of_transformers_own_likelihoods(
 def test_calibration_reads_prompts_with_what_the_experts_answer(decoder: str, made: TinyLmSuite) -> None:
     """All but the last token that the expert generates, as it reads it; with ``start`` the prompt alone."""
     suite = any_lm.suite(str(made.base), list(map(str, made.experts)), list(map(str, made.tasks)), 99)
-    found = TextBench(suite).calibration_inputs(8, 0, decoder)
-    weights, bench = weights_of(made), TextBench(suite)
+    found = TextWorkbench(suite).calibration_inputs(8, 0, decoder)
+    weights, workbench = weights_of(made), TextWorkbench(suite)
     for task in suite.tasks:
         model, wanted = loaded(made, weights[task.task]), set()
-        for i in bench.sample_ids(task, 8, 0):
-            text = bench._tasks[task.task].prompt(bench.rows(task, "train")[i])
+        for i in workbench.sample_ids(task, 8, 0):
+            text = workbench._tasks[task.task].prompt(workbench.rows(task, "train")[i])
             prompt = words()(text, return_tensors="pt").input_ids
             said = model.generate(prompt, max_new_tokens=3, do_sample=False, pad_token_id=0)[0, :-1]
             wanted.add(tuple((prompt[0] if decoder == "start" else said).tolist()))

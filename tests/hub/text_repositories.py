@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from transformers import T5TokenizerFast
 
 from benchmarks.suites import prompt
-from benchmarks.suites.prompt import LmTask
+from benchmarks.suites.prompt import TaskFile
 from tests.hub import text_data, text_models, text_tokenizer
 from tests.hub.checkpoints import UNREAD, write_json
 from tests.hub.text_models import BASE, LLAMA, STEM, Lesson, Weights
@@ -48,14 +48,14 @@ def _new(home: Path) -> Path:
     return home
 
 
-def words(tasks: Mapping[str, LmTask]) -> set[str]:
+def words(tasks: Mapping[str, TaskFile]) -> set[str]:
     """Those of the sentences, the prompts and the answers."""
     prompts = " ".join(str(task.config["doc_to_text"]) for task in tasks.values())
     answers = [choice for task in tasks.values() for choice in task.choices or TENTHS]
     return {*text_data.WORDS, *answers, *re.findall(r"[A-Za-z]+", prompts)}
 
 
-def lesson(tokenizer: Path, name: str, task: LmTask) -> Lesson:
+def lesson(tokenizer: Path, name: str, task: TaskFile) -> Lesson:
     """A task's training prompts and answers, each answer being one token."""
     tokens = T5TokenizerFast.from_pretrained(tokenizer)
     rows = text_data.rows(name, "train")

@@ -14,7 +14,7 @@ from benchmarks.run.cells import Cell, Request
 from benchmarks.run.compute import Outcome
 from benchmarks.run.runner import run
 from benchmarks.workbench import code
-from benchmarks.workbench.base import Bench
+from benchmarks.workbench.base import Workbench
 from epmq.errors import UserError
 from tests.fixtures.tiny_suite import TinySuite
 
@@ -130,8 +130,8 @@ def closure(*modules: str) -> set[str]:
 def test_nothing_that_a_cell_is_computed_with_is_forgotten() -> None:
     reached = closure(
         "benchmarks/run/compute.py",
-        "benchmarks/images/bench.py",
-        "benchmarks/text/bench.py",
+        "benchmarks/images/workbench.py",
+        "benchmarks/text/workbench.py",
         "epmq/merging.py",
     )
     under = (*code.COMPUTING, *TALK)
@@ -145,9 +145,9 @@ def test_a_folder_goes_on_under_new_words_and_is_refused_under_new_numbers(
     computed: list[str] = []
     original = compute.compute
 
-    def counted(bench: Bench, cells: Sequence[Cell]) -> list[Outcome]:
+    def counted(workbench: Workbench, cells: Sequence[Cell]) -> list[Outcome]:
         computed.extend(cell.method for cell in cells)
-        return original(bench, cells)
+        return original(workbench, cells)
 
     monkeypatch.setattr(executors, "compute", counted)
     asked = Request(["task-arithmetic"], ["rtn"], ["merged"], [4], ["zero-shot"], [8])

@@ -23,10 +23,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from baselines.controls import CONTROLS
-from benchmarks.images import bench as image_bench
-from benchmarks.images.bench import ImageBench
+from benchmarks.images import workbench as image_workbench
 from benchmarks.images.decoded import Images
 from benchmarks.images.models import BASE_FILE, EXPERT_FILE
+from benchmarks.images.workbench import ImageWorkbench
 from benchmarks.run import compute, executors, runner
 from benchmarks.run.cells import Cell, Request
 from benchmarks.run.compute import Outcome
@@ -36,7 +36,7 @@ from benchmarks.sources.fetch import digest
 from benchmarks.suites import load as suites
 from benchmarks.suites.forms import ImageTask
 from benchmarks.workbench import code
-from benchmarks.workbench.base import Bench
+from benchmarks.workbench.base import Workbench
 from epmq.calibration import Calibration
 from epmq.checkpoints.lazy import sha256
 from epmq.errors import UserError
@@ -81,9 +81,9 @@ def computed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     names: list[str] = []
     original = compute.compute
 
-    def counted(bench: Bench, cells: Sequence[Cell]) -> list[Outcome]:
+    def counted(workbench: Workbench, cells: Sequence[Cell]) -> list[Outcome]:
         names.extend(cell.method for cell in cells)
-        return original(bench, cells)
+        return original(workbench, cells)
 
     monkeypatch.setattr(executors, "compute", counted)
     return names
@@ -259,17 +259,17 @@ def test_calibration_reads_no_label_and_no_test_sample(
     tiny: TinySuite, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[tuple[str, int]] = []
-    images = ImageBench.images
+    images = ImageWorkbench.images
 
-    def spy(self: ImageBench, task: ImageTask, split: str, ids: list[int] | None = None) -> Images:
+    def spy(self: ImageWorkbench, task: ImageTask, split: str, ids: list[int] | None = None) -> Images:
         found = images(self, task, split, ids)
         found.labels[:] = -1  # whoever uses them gives another result
         seen.append((split, len(found)))
         return found
 
-    expected = ImageBench(tiny.suite).calibration_inputs(8, 0)
-    monkeypatch.setattr(ImageBench, "images", spy)
-    inputs = ImageBench(tiny.suite).calibration_inputs(8, 0)
+    expected = ImageWorkbench(tiny.suite).calibration_inputs(8, 0)
+    monkeypatch.setattr(ImageWorkbench, "images", spy)
+    inputs = ImageWorkbench(tiny.suite).calibration_inputs(8, 0)
     assert seen == [("train", 8)] * len(TASKS)
     assert all(torch.equal(*map(torch.as_tensor, (inputs[t], expected[t]))) for t in TASKS)
 
@@ -294,7 +294,7 @@ def test_manifest_names_every_revision(tiny: TinySuite, finished: RunFolder) -> 
 def test_no_expert_right_on_a_task_leaves_normalised_out(
     tiny: TinySuite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(image_bench, "predictions", lambda *_: np.full((1, TEST), -1, dtype=np.int32))
+    monkeypatch.setattr(image_workbench, "predictions", lambda *_: np.full((1, TEST), -1, dtype=np.int32))
     folder = run(tiny.suite, few(controls=["experts"]), tmp_path, {})
     assert {r.method: r.normalised for r in folder.records()} == {"experts": None, "rtn": None}
 
@@ -378,7 +378,7 @@ def test_a_folder_of_another_suite_version_is_refused_before_models_are_opened(
 ) -> None:
     run(tiny.suite, few(), tmp_path / "out", {})
     before = snapshot(tmp_path / "out")
-    monkeypatch.setattr(runner, "open_bench", lambda *_: pytest.fail("models were opened"))
+    monkeypatch.setattr(runner, "open_workbench", lambda *_: pytest.fail("models were opened"))
     newer = tiny.suite.model_copy(update={"version": 2})
     with pytest.raises(UserError, match="holds results of tiny version 1, asked for tiny version 2"):
         run(newer, few(), tmp_path / "out", {})

@@ -32,7 +32,7 @@ REFUSALS = """
 from benchmarks.sources import pin
 from benchmarks.workbench.machine import Machine
 from benchmarks.suites.load import TextSuite
-from benchmarks.text.bench import TextBench
+from benchmarks.text.workbench import TextWorkbench
 from benchmarks.workbench.base import Setting
 
 def complaint(edit, opened=False):
@@ -43,7 +43,7 @@ def complaint(edit, opened=False):
     try:
         found = pin.pin(changed, Path(path.parent, "refused.json"))
         if opened:
-            TextBench(changed, Setting(Machine.choose("cpu", "float32"), found, pinned=True))
+            TextWorkbench(changed, Setting(Machine.choose("cpu", "float32"), found, pinned=True))
     except UserError as error:
         return str(error)
     finally:

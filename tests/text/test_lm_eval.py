@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerFast
 
 from benchmarks.suites.prompt import PROMPTS, read
 from benchmarks.text import metrics
-from benchmarks.text.answers import Answers, answers, generated
+from benchmarks.text.evaluation import TextAnswers, answers, generated
 from epmq.errors import UserError
 from tests.fixtures import text_models as made
 
@@ -56,7 +56,7 @@ def directly(model: Any, words: Any, prompts: Sequence[str], **padding: Any) -> 
     return found
 
 
-def accuracy(found: Answers) -> float:
+def accuracy(found: TextAnswers) -> float:
     return sum(a == b for a, b in zip(found.said, found.wanted, strict=True)) / len(found.said)
 
 

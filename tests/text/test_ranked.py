@@ -15,8 +15,8 @@ from datasets import Dataset
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerFast
 
-from benchmarks.suites.prompt import LmTask, read
-from benchmarks.text.answers import Ranked, answers
+from benchmarks.suites.prompt import TaskFile, read
+from benchmarks.text.evaluation import Ranked, answers
 from tests.fixtures import text_models as made
 
 ROWS = 20
@@ -48,7 +48,7 @@ metric_list:
     higher_is_better: true
 metadata: {version: 1}
 """
-Task = tuple[LmTask, Dataset]
+Task = tuple[TaskFile, Dataset]
 
 
 @pytest.fixture(scope="module")

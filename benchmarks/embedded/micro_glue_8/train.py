@@ -42,7 +42,7 @@ from benchmarks.embedded.training import (
 from benchmarks.suites import load as suites
 from benchmarks.suites import prompt
 from benchmarks.suites.forms import TextSuite
-from benchmarks.suites.prompt import LmTask
+from benchmarks.suites.prompt import TaskFile
 from benchmarks.text.metrics import number
 
 HERE = Path(__file__).parent
@@ -122,7 +122,7 @@ def build_tokenizer(corpus: list[str], pieces: int = PIECES) -> PreTrainedTokeni
     )
 
 
-def encoded(tokenizer: Any, task: LmTask, data: list[dict[str, Any]]) -> Pairs:
+def encoded(tokenizer: Any, task: TaskFile, data: list[dict[str, Any]]) -> Pairs:
     prompts, targets = [task.prompt(row) for row in data], [task.target(row) for row in data]
     sources, outputs = (tokenizer(texts).input_ids for texts in (prompts, targets))
     return Pairs(prompts, targets, sources, outputs, task.metric == "spearman")

@@ -1,4 +1,4 @@
-"""The bench of a CLIP suite: image towers under zero-shot heads."""
+"""The workbench of a CLIP suite: image towers under zero-shot heads."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from benchmarks.images.models import ClipModels, open_models
 from benchmarks.images.predict import predictions
 from benchmarks.sources import cache, data
 from benchmarks.suites.forms import ClipSuite, ImageTask, TaskSpec
-from benchmarks.workbench.base import Answers, Bench
+from benchmarks.workbench.base import Answers, Workbench
 from epmq.gather import Batches
 from epmq.models.tower import Tower
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:  # text suites do not wait for open_clip
     from benchmarks.images.preprocess import Preprocess
 
 
-class ImageBench(Bench):
+class ImageWorkbench(Workbench):
     """A CLIP suite's models and data."""
 
     suite: ClipSuite

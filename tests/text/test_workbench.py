@@ -23,8 +23,8 @@ from benchmarks.run.compute import solver
 from benchmarks.run.runner import run
 from benchmarks.suites import load as suites
 from benchmarks.suites.forms import TextSuite
-from benchmarks.text import answers
-from benchmarks.text.bench import TextBench
+from benchmarks.text import evaluation
+from benchmarks.text.workbench import TextWorkbench
 from benchmarks.workbench.base import Setting
 from benchmarks.workbench.machine import Machine
 from epmq.calibration import Calibration
@@ -115,19 +115,19 @@ def test_the_same_request_again_computes_nothing(
     assert (copied / "records.jsonl").read_bytes() == before
 
 
-def unlabelled_bench(suite: TextSuite) -> TextBench:
-    """A bench whose training labels are all 0."""
-    bench = TextBench(suite)
+def unlabelled_bench(suite: TextSuite) -> TextWorkbench:
+    """A workbench whose training labels are all 0."""
+    workbench = TextWorkbench(suite)
     for task in suite.tasks:
         key = task.task, task.dataset.train_split
-        rows: Dataset = bench._splits[key]
-        bench._splits[key] = rows.map(lambda row: {"label": type(row["label"])(0)})
-    return bench
+        rows: Dataset = workbench._splits[key]
+        workbench._splits[key] = rows.map(lambda row: {"label": type(row["label"])(0)})
+    return workbench
 
 
 @pytest.mark.parametrize(("decoder", "reads"), [("start", False), ("experts", False), ("targets", True)])
 def test_only_targets_read_labels(decoder: str, reads: bool, tiny_text: TinyText) -> None:
-    found = TextBench(tiny_text.suite).calibration_inputs(6, 0, decoder)
+    found = TextWorkbench(tiny_text.suite).calibration_inputs(6, 0, decoder)
     other = unlabelled_bench(tiny_text.suite).calibration_inputs(6, 0, decoder)
     alike = [all(same(a, b) for a, b in zip(found[name], other[name], strict=True)) for name in TASKS]
     assert alike == [not reads] * len(TASKS)
@@ -136,35 +136,35 @@ def test_only_targets_read_labels(decoder: str, reads: bool, tiny_text: TinyText
 
 
 def test_by_default_the_decoder_reads_what_each_tasks_expert_generates(tiny_text: TinyText) -> None:
-    bench = TextBench(tiny_text.suite)
-    assert bench.calibration_inputs(6, 0) is not None
-    for task in bench.suite.tasks:
-        expert = bench.tower.load_all(bench.models.experts[task.task]).model
+    workbench = TextWorkbench(tiny_text.suite)
+    assert workbench.calibration_inputs(6, 0) is not None
+    for task in workbench.suite.tasks:
+        expert = workbench.tower.load_all(workbench.models.experts[task.task]).model
         wanted = set()
-        for i in bench.sample_ids(task, 6, 0):
-            text = bench._tasks[task.task].prompt(bench.rows(task, "train")[i])
-            prompt = bench.models.tokenizer(text, return_tensors="pt").input_ids
+        for i in workbench.sample_ids(task, 6, 0):
+            text = workbench._tasks[task.task].prompt(workbench.rows(task, "train")[i])
+            prompt = workbench.models.tokenizer(text, return_tensors="pt").input_ids
             said = expert.generate(prompt, max_new_tokens=4, do_sample=False)[0].tolist()
             wanted.add((tuple(prompt[0].tolist()), tuple(said[:-1])))
-        assert read_pairs(bench.calibration_inputs(6, 0)[task.task]) == wanted
+        assert read_pairs(workbench.calibration_inputs(6, 0)[task.task]) == wanted
 
 
 def test_the_experts_answer_once_and_leave_the_merge_in_its_place(
     tiny_text: TinyText, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[str] = []
-    own = answers.generated
+    own = evaluation.generated
 
     def seen(*given: Any, **options: Any) -> list[list[int]]:
         asked.append(given[2].name)
         return own(*given, **options)
 
-    monkeypatch.setattr(answers, "generated", seen)
-    bench = TextBench(tiny_text.suite)
-    tower = bench.merged("task-arithmetic", {"scale": 0.3})
+    monkeypatch.setattr(evaluation, "generated", seen)
+    workbench = TextWorkbench(tiny_text.suite)
+    tower = workbench.merged("task-arithmetic", {"scale": 0.3})
     before = {name: p.detach().clone() for name, p in tower.named_parameters()}
     for draw in (0, 1, 0, 1):
-        bench.calibration_inputs(6, draw)
+        workbench.calibration_inputs(6, draw)
     assert asked == ["tiny_warm", "tiny_kind", "tiny_score"] * 2
     assert all(torch.equal(before[name], p) for name, p in tower.named_parameters())
 
@@ -174,18 +174,18 @@ def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
 
 
 def test_teacher_forcing_gives_the_decoder_its_own_target_shifted(tiny_text: TinyText) -> None:
-    bench = TextBench(tiny_text.suite)
-    task = bench.suite.tasks[0]
-    ids = bench.sample_ids(task, 6, 0)
-    rows = [bench.rows(task, "train")[i] for i in ids]
-    model, tokenizer = bench.models.tower.model, bench.models.tokenizer
+    workbench = TextWorkbench(tiny_text.suite)
+    task = workbench.suite.tasks[0]
+    ids = workbench.sample_ids(task, 6, 0)
+    rows = [workbench.rows(task, "train")[i] for i in ids]
+    model, tokenizer = workbench.models.tower.model, workbench.models.tokenizer
     wanted = set()
     for row in rows:
         labels = tokenizer(["no", "yes"][row["label"]], return_tensors="pt").input_ids
         shifted = model._shift_right(labels)[0].tolist()
         prompt = tokenizer(f"Is {row['sentence']} warm? Answer yes or no.").input_ids
         wanted.add((tuple(prompt), tuple(shifted)))
-    assert read_pairs(bench.calibration_inputs(6, 0, "targets")["warm"]) == wanted
+    assert read_pairs(workbench.calibration_inputs(6, 0, "targets")["warm"]) == wanted
 
 
 def read_pairs(batches: Any) -> set[Any]:
@@ -209,12 +209,12 @@ def test_an_unknown_decoder_is_refused_before_any_work(tiny_text: TinyText, tmp_
     assert not (tmp_path / "out").exists()
 
 
-def quantised(bench: TextBench) -> Any:
-    """The bench's model, merged and quantised in memory."""
-    tower = bench.merged("task-arithmetic", {"scale": 0.3})
-    inputs = bench.calibration_inputs(6, 0, "targets")
+def quantised(workbench: TextWorkbench) -> Any:
+    """The workbench's model, merged and quantised in memory."""
+    tower = workbench.merged("task-arithmetic", {"scale": 0.3})
+    inputs = workbench.calibration_inputs(6, 0, "targets")
     for _ in walk(
-        tower, bench.models.experts, inputs, Calibration(), solver(baselines.get("gptq"), QuantSpec(3))
+        tower, workbench.models.experts, inputs, Calibration(), solver(baselines.get("gptq"), QuantSpec(3))
     ):
         pass
     return tower
@@ -232,18 +232,18 @@ def generated(model: Any, tokenizer: Any, prompts: list[str]) -> list[str]:
 def test_generation_is_the_same_by_lm_eval_by_transformers_and_after_saving(
     tiny_text: TinyText, tmp_path: Path
 ) -> None:
-    bench = TextBench(tiny_text.suite)
-    tower = quantised(bench)
+    workbench = TextWorkbench(tiny_text.suite)
+    tower = quantised(workbench)
     tower.model.save_pretrained(tmp_path / "saved")
-    bench.models.tokenizer.save_pretrained(tmp_path / "saved")
+    workbench.models.tokenizer.save_pretrained(tmp_path / "saved")
     loaded = T5ForConditionalGeneration.from_pretrained(tmp_path / "saved").eval()
     assert not torch.equal(loaded.lm_head.weight, loaded.shared.weight)
-    for task in bench.suite.tasks:
-        rows = bench.rows(task, "test")
-        prompts = [bench._tasks[task.task].prompt(row) for row in rows]
-        direct = generated(tower.model, bench.models.tokenizer, prompts)
+    for task in workbench.suite.tasks:
+        rows = workbench.rows(task, "test")
+        prompts = [workbench._tasks[task.task].prompt(row) for row in rows]
+        direct = generated(tower.model, workbench.models.tokenizer, prompts)
         assert direct == generated(loaded, AutoTokenizer.from_pretrained(tmp_path / "saved"), prompts)
-        (found,) = bench.answers([tower], task)
+        (found,) = workbench.answers([tower], task)
         names = TASKS[task.task]["answers"]
         if names is None:
             expected = [float(x) if is_number(x) else 0.0 for x in direct]
@@ -261,12 +261,12 @@ def is_number(text: str) -> bool:
 
 
 def test_ties_counts_the_embedding_three_times(tiny_text: TinyText) -> None:
-    bench = TextBench(tiny_text.suite)
-    tower = bench.merged("ties", {"scale": 0.3, "keep": 0.2})
+    workbench = TextWorkbench(tiny_text.suite)
+    tower = workbench.merged("ties", {"scale": 0.3, "keep": 0.2})
     found = {key: p.detach().clone() for key, p in tower.merged_parameters().items()}
-    experts = list(bench.models.experts.values())
-    expected = merge("ties", bench.models.base, experts, multiplicity={"shared.weight": 3})
-    plain = merge("ties", bench.models.base, experts)
+    experts = list(workbench.models.experts.values())
+    expected = merge("ties", workbench.models.base, experts, multiplicity={"shared.weight": 3})
+    plain = merge("ties", workbench.models.base, experts)
     assert all(torch.equal(found[key], expected[key]) for key in found)
     assert any(not torch.equal(found[key], plain[key]) for key in found)
 
@@ -282,10 +282,10 @@ def test_copies_of_the_embedding_in_older_files_change_nothing(tiny_text: TinyTe
             save_file(tensors, folder / "model.safetensors")
             task["expert"] = str(folder)
 
-    bench = TextBench(tiny_text.suite)
-    other = TextBench(suites.load(str(tiny_text.variant(tmp_path / "older.json", older))))
+    workbench = TextWorkbench(tiny_text.suite)
+    other = TextWorkbench(suites.load(str(tiny_text.variant(tmp_path / "older.json", older))))
     for task in TASKS:
-        ours, theirs = bench.models.experts[task], other.models.experts[task]
+        ours, theirs = workbench.models.experts[task], other.models.experts[task]
         assert list(ours) == list(theirs)
         assert all(torch.equal(ours[k], theirs[k]) for k in ours)
 
@@ -303,8 +303,8 @@ def test_a_lora_expert_is_merged_into_the_base_first(tiny_text: TinyText, tmp_pa
         {f"{prefix}.lora_A.weight": a, f"{prefix}.lora_B.weight": b}, folder / "adapter_model.safetensors"
     )
     path = tiny_text.variant(tmp_path / "lora.json", lambda d: d["tasks"][0].update(expert=str(folder)))
-    bench = TextBench(suites.load(str(path)))
-    base, expert = bench.models.base, bench.models.experts["warm"]
+    workbench = TextWorkbench(suites.load(str(path)))
+    base, expert = workbench.models.base, workbench.models.experts["warm"]
     expected = base[f"{adapted}.weight"].float() + 2 * b @ a
     torch.testing.assert_close(expert[f"{adapted}.weight"].float(), expected)
     others = [k for k in base if k != f"{adapted}.weight"]

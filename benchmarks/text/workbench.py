@@ -1,4 +1,4 @@
-"""The bench of a text suite: language models that read prompts and generate answers."""
+"""The workbench of a text suite: language models that read prompts and generate answers."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from tqdm.auto import tqdm
 from benchmarks.sources import data
 from benchmarks.suites import prompt
 from benchmarks.suites.forms import TaskSpec, TextSuite, TextTask
-from benchmarks.suites.prompt import LmTask
-from benchmarks.text import answers as lm_run
+from benchmarks.suites.prompt import TaskFile
+from benchmarks.text import evaluation
 from benchmarks.text.inputs import Encoder
 from benchmarks.text.metrics import number
 from benchmarks.text.models import TextModels, open_models
-from benchmarks.workbench.base import Answers, Bench
+from benchmarks.workbench.base import Answers, Workbench
 from epmq.errors import UserError
 from epmq.gather import Batches
 from epmq.models.tower import Tower
@@ -29,15 +29,15 @@ from epmq.models.tower import Tower
 EVALUATED = 64  # prompts generated from at a time
 
 
-class TextBench(Bench):
+class TextWorkbench(Workbench):
     """A text suite's models and data."""
 
     suite: TextSuite
     models: TextModels
 
     def _open_models(self) -> None:
-        lm_run.require()
-        self._tasks: dict[str, LmTask] = {t.task: prompt.read(t.prompt) for t in self.suite.tasks}
+        evaluation.require()
+        self._tasks: dict[str, TaskFile] = {t.task: prompt.read(t.prompt) for t in self.suite.tasks}
         if self.setting.machine.dtype == "float16" and self.suite.architecture == "encoder-decoder":
             raise UserError("--dtype float16 overflows in T5; give float32 or bfloat16")
         self.models = open_models(self.suite, self.sources)
@@ -85,7 +85,7 @@ class TextBench(Bench):
         if draw not in self._said:
             held = {name: p.detach().clone() for name, p in self.tower.merged_parameters().items()}
             self._said[draw] = {
-                name: lm_run.generated(
+                name: evaluation.generated(
                     self.tower.load_all(self.models.experts[name]).model,
                     self.models.tokenizer,
                     self._tasks[name],
@@ -109,7 +109,7 @@ class TextBench(Bench):
         read, rows = self._tasks[task.task], self.rows(task, task.dataset.eval_split)
         found = []
         for tower in towers:
-            said = lm_run.answers(
+            said = evaluation.answers(
                 self.setting.machine.ready(tower.model),
                 self.models.tokenizer,
                 {task.task: (read, rows)},
@@ -120,7 +120,7 @@ class TextBench(Bench):
         return found
 
 
-def scored(task: LmTask, said: lm_run.Answers) -> Answers:
+def scored(task: TaskFile, said: evaluation.TextAnswers) -> Answers:
     """Texts as classes or scores; raises AssertionError where lm-eval's metric says otherwise."""
     if task.choices is None:
         found = Answers(_numbers(said.said), _numbers(said.wanted), "spearman")
@@ -134,7 +134,7 @@ def scored(task: LmTask, said: lm_run.Answers) -> Answers:
 
 
 def _ranked(
-    task: LmTask, ranked: lm_run.Ranked | None, actual: NDArray[np.int64]
+    task: TaskFile, ranked: evaluation.Ranked | None, actual: NDArray[np.int64]
 ) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
     assert ranked is not None, f"{task.name} has choices that lm-eval did not rank"
     best, best_norm = (np.array(classes, dtype=np.int32) for classes in (ranked.best, ranked.best_norm))
@@ -143,7 +143,7 @@ def _ranked(
     return best, best_norm
 
 
-def _alike(task: LmTask, here: float, there: float) -> None:
+def _alike(task: TaskFile, here: float, there: float) -> None:
     assert abs(here - there) < 1e-9, f"{task.name}: {here} here, {there} by lm-eval"
 
 

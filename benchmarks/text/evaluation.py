@@ -13,7 +13,7 @@ import numpy as np
 from datasets import Dataset
 from numpy.typing import NDArray
 
-from benchmarks.suites.prompt import LmTask
+from benchmarks.suites.prompt import TaskFile
 from epmq.errors import UserError
 
 RANKED = "@ranked"  # after a task's name: lm-eval's multiple choice of the same rows
@@ -45,7 +45,7 @@ class Ranked:
 
 
 @dataclass(frozen=True)
-class Answers:
+class TextAnswers:
     """What a model answers to one task.
 
     Attributes:
@@ -64,11 +64,11 @@ class Answers:
 def answers(
     model: Any,
     tokenizer: Any,
-    tasks: Mapping[str, tuple[LmTask, Dataset]],
+    tasks: Mapping[str, tuple[TaskFile, Dataset]],
     *,
     batch_size: int,
     max_length: int = 512,
-) -> dict[str, Answers]:
+) -> dict[str, TextAnswers]:
     """What ``model`` answers to every row of every task, evaluated by ``lm_eval.evaluator``.
 
     Answers are generated greedily; where a task has choices they are ranked by likelihood as well. Rows of
@@ -107,7 +107,7 @@ def answers(
 
 
 def generated(
-    model: Any, tokenizer: Any, task: LmTask, rows: Dataset, *, batch_size: int, max_length: int
+    model: Any, tokenizer: Any, task: TaskFile, rows: Dataset, *, batch_size: int, max_length: int
 ) -> list[list[int]]:
     """Token ids of what ``answers`` generates for the rows of a task, in order, with the end token.
 
@@ -122,16 +122,16 @@ def generated(
     return found
 
 
-def _delimiter(model: Any, task: LmTask) -> str:
+def _delimiter(model: Any, task: TaskFile) -> str:
     return "" if model.config.is_encoder_decoder else str(task.config.get("target_delimiter", " "))
 
 
-def _answers(found: Mapping[str, Any], name: str, metric: str, choices: Sequence[str] | None) -> Answers:
+def _answers(found: Mapping[str, Any], name: str, metric: str, choices: Sequence[str] | None) -> TextAnswers:
     """One task of lm-eval's results; a sample's metric is its pair of reference and prediction."""
     wanted, said = zip(*(sample[metric] for sample in _samples(found, name)), strict=True)
     value = float(found["results"][name][f"{metric},none"])
     ranked = None if choices is None else _ranked(found, name + RANKED, choices)
-    return Answers(list(said), list(wanted), value, ranked)
+    return TextAnswers(list(said), list(wanted), value, ranked)
 
 
 def _ranked(found: Mapping[str, Any], name: str, choices: Sequence[str]) -> Ranked:
