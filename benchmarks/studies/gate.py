@@ -34,9 +34,9 @@ LOSSES = (1.0, 3.0)
 
 @dataclass(frozen=True)
 class Measured:
-    """How many of `replicas` pairs raised an alarm, with the 95 % interval of the rate (Clopper-Pearson).
+    """How many of ``replicas`` pairs raised an alarm, with the 95 % interval of the rate (Clopper-Pearson).
 
-    `loss` is in points of accuracy, on every task of `where`; 0 is no loss, so that alarms are false.
+    ``loss`` is in points of accuracy, on every task of ``where``; 0 is no loss, so that alarms are false.
     """
 
     churn: float
@@ -55,7 +55,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class GateReport:
-    """What the gate does on replicas of a run of `cells` cells, at the stated false-alarm rate."""
+    """What the gate does on replicas of a run of ``cells`` cells, at the stated false-alarm rate."""
 
     run: str
     cells: int
@@ -69,7 +69,7 @@ class GateReport:
         return all(found.low <= self.stated for found in self.measured if found.loss == 0)
 
     def render(self) -> str:
-        """Return the measured rates as a table with a line on the stated rate, ending in a line break."""
+        """The measured rates as a table with a line on the stated rate, ending in a line break."""
         rows = [
             {
                 "churn": f"{100 * found.churn:g} %",
@@ -92,7 +92,7 @@ class GateReport:
         )
 
     def as_json(self) -> dict[str, object]:
-        """Return the report for programs."""
+        """The report for programs."""
         measured = [{**asdict(found), "rate": found.rate} for found in self.measured]
         return {**asdict(self), "measured": measured, "keeps_its_rate": self.keeps_its_rate}
 
@@ -106,15 +106,13 @@ def measure(
     losses: Sequence[float] = LOSSES,
     seed: int = 0,
 ) -> GateReport:
-    """Measure the gate of `results.judge.check` on replicas of a run: false alarms, and power against losses.
+    """Measure the gate of ``results.judge.check`` on replicas of a run: false alarms, and its power.
 
     Each loss is put once into one cell, drawn anew for each replica, and once into every cell. Tasks of
     Spearman's correlation are left out.
 
-    Raises
-    ------
-    UserError
-        where an argument is out of range, or the run's samples cannot be used or differ between cells.
+    Raises:
+        UserError: an argument is out of range, or the run's samples cannot be used or differ between cells.
     """
     shares = all(0 < churn <= 1 for churn in churns) and all(0 < loss < 100 for loss in losses)
     if replicas < 1 or not 0 < rate < 1 or not shares:
@@ -138,7 +136,7 @@ def measure(
 
 
 def _right(folder: RunFolder) -> list[NDArray[np.bool_]]:
-    """Return by task which samples each cell got right, (cells, samples)."""
+    """By task which samples each cell got right, (cells, samples)."""
     runs = [folder.samples(record.key).correct for record in folder.records()]
     shapes = {tuple(sorted((task, right.size) for task, right in run.items())) for run in runs}
     if len(shapes) != 1 or not runs[0]:
@@ -149,14 +147,14 @@ def _right(folder: RunFolder) -> list[NDArray[np.bool_]]:
 def _replicas(
     right: Iterable[NDArray[np.bool_]], replicas: int, churn: float, rng: np.random.Generator
 ) -> Counts:
-    """Return the counts (3, replicas, cells, tasks) of samples right in both runs, lost, and gained."""
+    """The counts (3, replicas, cells, tasks) of samples right in both runs, lost, and gained."""
     return np.stack(
         [np.stack([_pair(task, churn, rng) for _ in range(replicas)], axis=1) for task in right], axis=-1
     )
 
 
 def _pair(right: NDArray[np.bool_], churn: float, rng: np.random.Generator) -> Counts:
-    """Return the counts (3, cells) of one replica of one task."""
+    """The counts (3, cells) of one replica of one task."""
     golden, anew = (right[:, rng.integers(right.shape[1], size=right.shape[1])] for _ in range(2))
     changed = (golden != anew) & (rng.random(right.shape, dtype=np.float32) < churn)
     lost, gained = (changed & golden).sum(axis=1), (changed & ~golden).sum(axis=1)
@@ -170,7 +168,7 @@ def _lossy(
     hit: NDArray[np.bool_],
     rng: np.random.Generator,
 ) -> Counts:
-    """Return the counts after a loss of `loss` points on every task of the cells `hit` (replicas, cells)."""
+    """The counts after a loss of ``loss`` points on every task of the cells ``hit`` (replicas, cells)."""
     accuracy = np.stack([task.mean(axis=1) for task in right], axis=-1)
     share = np.divide(loss / 100, accuracy, out=np.ones_like(accuracy), where=accuracy > loss / 100)
     share = share * hit[..., None]

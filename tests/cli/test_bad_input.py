@@ -250,4 +250,4 @@ def test_an_unknown_table_format(tmp_path: Path, capsys: Output) -> None:
     manifest(tmp_path / "run")
     (tmp_path / "run" / "records.jsonl").touch()
     said = complaint(capsys, "table", tmp_path / "run", "--format", "markdwon")
-    assert "unknown table format 'markdwon'" in said
+    assert "table format 'markdwon' is unknown" in said

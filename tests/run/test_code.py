@@ -21,6 +21,7 @@ from tests.fixtures.tiny_suite import TinySuite
 PACKAGES = ("epmq", "baselines", "benchmarks", "results")
 TALK = {  # what the closure of a computed cell imports that does not compute its numbers
     "epmq/errors.py": "messages",
+    "epmq/files.py": "writes files",
     "epmq/plugins.py": "finds packages",
     "epmq/__init__.py": "names",
     "epmq/methods.py": "finds methods",
