@@ -24,6 +24,11 @@ import torch
 from hypothesis import settings
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from benchmarks.run.cells import Cell
+    from benchmarks.run.compute import Outcome
+    from benchmarks.workbench.base import Workbench
     from tests.fixtures.tiny_suite import TinySuite, TinyVisual
     from tests.fixtures.tiny_text import TinyText
 
@@ -90,3 +95,19 @@ def nothing_is_computed(tiny: TinySuite, tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(executors, "compute", lambda *_: pytest.fail("a cell was computed"))
     # no data that were loaded before may answer for a file that the test has damaged
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+
+
+@pytest.fixture
+def computed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The methods of the cells that are computed during the test, in order."""
+    from benchmarks.run import compute, executors
+
+    names: list[str] = []
+    original = compute.compute
+
+    def counted(workbench: Workbench, cells: Sequence[Cell]) -> list[Outcome]:
+        names.extend(cell.method for cell in cells)
+        return original(workbench, cells)
+
+    monkeypatch.setattr(executors, "compute", counted)
+    return names

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from tqdm.auto import tqdm
 
 from benchmarks.workbench import code
 from epmq.checkpoints.lazy import LazyCheckpoint
+from epmq.files import replacing
 from epmq.merging import known
 from epmq.models.tower import Tower
 
@@ -59,6 +59,5 @@ class MergedWeights:
 
 
 def _save(tensors: dict[str, Tensor], file: Path) -> None:
-    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-    save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, temporary)
-    temporary.replace(file)
+    with replacing(file) as temporary:
+        save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, temporary)

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import ast
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
-from benchmarks.run import compute, executors
-from benchmarks.run.cells import Cell, Request
-from benchmarks.run.compute import Outcome
+from benchmarks.run.cells import Request
 from benchmarks.run.runner import run
 from benchmarks.workbench import code
-from benchmarks.workbench.base import Workbench
 from epmq.errors import UserError
 from tests.fixtures.tiny_suite import TinySuite
 
@@ -141,16 +137,8 @@ def test_nothing_that_a_cell_is_computed_with_is_forgotten() -> None:
 
 
 def test_a_folder_goes_on_under_new_words_and_is_refused_under_new_numbers(
-    tiny: TinySuite, tmp_path: Path, copy: Path, monkeypatch: pytest.MonkeyPatch
+    tiny: TinySuite, tmp_path: Path, copy: Path, computed: list[str]
 ) -> None:
-    computed: list[str] = []
-    original = compute.compute
-
-    def counted(workbench: Workbench, cells: Sequence[Cell]) -> list[Outcome]:
-        computed.extend(cell.method for cell in cells)
-        return original(workbench, cells)
-
-    monkeypatch.setattr(executors, "compute", counted)
     asked = Request(["task-arithmetic"], ["rtn"], ["merged"], [4], ["zero-shot"], [8])
     run(tiny.suite, asked, tmp_path / "out", {})
     edit(copy / "benchmarks/cli/run.py", "calibration samples per task", "samples of calibration")

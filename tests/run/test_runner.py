@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import shutil
-from collections.abc import Callable, Sequence
 from dataclasses import fields
 from importlib.metadata import version
 from pathlib import Path
@@ -27,42 +26,19 @@ from benchmarks.images import workbench as image_workbench
 from benchmarks.images.decoded import Images
 from benchmarks.images.models import BASE_FILE, EXPERT_FILE
 from benchmarks.images.workbench import ImageWorkbench
-from benchmarks.run import compute, executors, runner
-from benchmarks.run.cells import Cell, Request
-from benchmarks.run.compute import Outcome
 from benchmarks.run.runner import run
 from benchmarks.sources import data
 from benchmarks.sources.fetch import digest
-from benchmarks.suites import load as suites
 from benchmarks.suites.forms import ImageTask
-from benchmarks.workbench import code
-from benchmarks.workbench.base import Workbench
 from epmq.calibration import Calibration
 from epmq.checkpoints.lazy import sha256
-from epmq.errors import UserError
 from epmq.layer.spec import QuantSpec
 from results.store.folder import RunFolder
 from results.store.records import Record
+from tests.fixtures.tiny_runs import few, request
 from tests.fixtures.tiny_suite import TASKS, TEMPLATES, TEST, TinySuite
 
 LINEAR_WEIGHTS = 2 * (48 * 16 + 16 * 16 + 64 * 16 + 16 * 64)
-
-
-def request(**changes: Any) -> Request:
-    asked: dict[str, Any] = {
-        "merge": ["task-arithmetic"],
-        "method": ["rtn", "gptq", "epmq-features"],
-        "target": ["merged", "expert"],
-        "bits": [4],
-        "controls": list(CONTROLS),
-        "samples": [8],
-    }
-    return Request(**asked | changes)
-
-
-def few(**changes: Any) -> Request:
-    """A request of two cells."""
-    return request(**{"method": ["rtn"], "target": ["merged"], "controls": ["zero-shot"]} | changes)
 
 
 def by_name(folder: RunFolder) -> dict[str, Record]:
@@ -73,20 +49,6 @@ def by_name(folder: RunFolder) -> dict[str, Record]:
 def finished(tiny: TinySuite, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     """A whole comparison, not to be changed."""
     return run(tiny.suite, request(), tmp_path_factory.mktemp("run") / "out", {"suite": "tiny"})
-
-
-@pytest.fixture
-def computed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The methods of the cells that are computed during the test, in order."""
-    names: list[str] = []
-    original = compute.compute
-
-    def counted(workbench: Workbench, cells: Sequence[Cell]) -> list[Outcome]:
-        names.extend(cell.method for cell in cells)
-        return original(workbench, cells)
-
-    monkeypatch.setattr(executors, "compute", counted)
-    return names
 
 
 def test_every_cell_that_was_asked_for_has_one_record(finished: RunFolder) -> None:
@@ -312,101 +274,3 @@ def test_only_matching_layers_are_quantised_in_every_step(tiny: TinySuite, tmp_p
     asked = few(controls=controls, calibration={"layers": "*.1.mlp.*"})
     for record in run(tiny.suite, asked, tmp_path, {}).records():
         assert [layer.name for layer in record.layers] == ["blocks.1.mlp.c_fc", "blocks.1.mlp.c_proj"]
-
-
-Edit = Callable[[dict[str, Any]], object]
-
-
-def reworded(suite: dict[str, Any]) -> None:
-    suite["tasks"][0]["templates"] = ["one {c}."]
-
-
-def other_column(suite: dict[str, Any]) -> None:
-    suite["tasks"][0]["dataset"]["eval_split"] = "train"
-    suite["tasks"][0]["dataset"]["eval_size"] = suite["tasks"][0]["dataset"]["train_size"]
-
-
-@pytest.mark.parametrize("edit", [reworded, other_column])
-def test_a_suite_that_asks_something_else_has_other_keys_and_no_place_in_the_folder(
-    tiny: TinySuite, tmp_path: Path, edit: Edit, computed: list[str]
-) -> None:
-    run(tiny.suite, few(), tmp_path / "out", {})
-    changed = suites.load(str(tiny.variant(tmp_path / "changed.json", edit)))
-    with pytest.raises(UserError, match="come from another revision of the suite"):
-        run(changed, few(), tmp_path / "out", {})
-    elsewhere = run(changed, few(), tmp_path / "elsewhere", {})
-    own = {r.key for r in RunFolder.open(tmp_path / "out").records()}
-    assert own.isdisjoint({r.key for r in elsewhere.records()})
-    assert computed == ["zero-shot", "rtn"] * 2
-
-
-def copied_data(tiny: TinySuite, folder: Path) -> Edit:
-    """Put the first task's data elsewhere, with its test samples in another order."""
-    source = tiny.folder / "data" / "fruit"
-    shutil.copytree(source, folder)
-    (file,) = (folder / "data").glob("test-*.parquet")
-    table = pq.read_table(file)
-    pq.write_table(table.take(list(reversed(range(len(table))))), file)
-
-    def edit(suite: dict[str, Any]) -> None:
-        suite["tasks"][0]["dataset"]["path"] = str(folder)
-
-    return edit
-
-
-def test_other_data_have_no_place_in_the_folder(tiny: TinySuite, tmp_path: Path) -> None:
-    run(tiny.suite, few(), tmp_path / "out", {})
-    edit = copied_data(tiny, tmp_path / "fruit")
-    changed = suites.load(str(tiny.variant(tmp_path / "changed.json", edit)))
-    with pytest.raises(UserError, match="come from another revision of the datasets"):
-        run(changed, few(), tmp_path / "out", {})
-
-
-def test_moved_data_are_the_same_data(tiny: TinySuite, tmp_path: Path, computed: list[str]) -> None:
-    run(tiny.suite, few(), tmp_path / "out", {})
-    shutil.copytree(tiny.folder / "data" / "fruit", tmp_path / "fruit")
-
-    def edit(suite: dict[str, Any]) -> None:
-        suite["tasks"][0]["dataset"]["path"] = str(tmp_path / "fruit")
-
-    run(suites.load(str(tiny.variant(tmp_path / "moved.json", edit))), few(), tmp_path / "out", {})
-    assert computed == ["zero-shot", "rtn"]
-
-
-def test_a_folder_of_another_suite_version_is_refused_before_models_are_opened(
-    tiny: TinySuite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run(tiny.suite, few(), tmp_path / "out", {})
-    before = snapshot(tmp_path / "out")
-    monkeypatch.setattr(runner, "open_workbench", lambda *_: pytest.fail("models were opened"))
-    newer = tiny.suite.model_copy(update={"version": 2})
-    with pytest.raises(UserError, match="holds results of tiny version 1, asked for tiny version 2"):
-        run(newer, few(), tmp_path / "out", {})
-    assert snapshot(tmp_path / "out") == before
-
-
-def test_cells_made_by_other_code_are_not_trusted(
-    tiny: TinySuite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, computed: list[str]
-) -> None:
-    run(tiny.suite, few(), tmp_path, {})
-    before = snapshot(tmp_path)
-    digest = code.code_digest
-
-    def other(module: Path | None, when: str | None) -> str:
-        changed = (module.stem if module else None) == when
-        return digest(module) + ("x" if changed else "")
-
-    monkeypatch.setattr(code, "code_digest", lambda module=None: other(module, None))
-    with pytest.raises(UserError, match="its zero-shot cell was made by other code"):
-        run(tiny.suite, few(), tmp_path, {})
-    assert snapshot(tmp_path) == before
-    monkeypatch.setattr(code, "code_digest", lambda module=None: other(module, "rtn"))
-    with pytest.raises(UserError, match="its rtn cell was made by other code"):
-        run(tiny.suite, few(), tmp_path, {})
-    monkeypatch.setattr(code, "code_digest", lambda module=None: other(module, "awq"))
-    run(tiny.suite, few(method=["awq"]), tmp_path, {})
-    assert computed == ["zero-shot", "rtn", "awq"], "another method's code does not matter"
-
-
-def snapshot(folder: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
