@@ -7,8 +7,9 @@ from pathlib import Path
 from benchmarks.run.runner import run
 from benchmarks.workbench.base import Setting
 from benchmarks.workbench.machine import Machine
-from tests.fixtures.tiny_runs import few, request, untimed
+from tests.fixtures.tiny_runs import few, request
 from tests.fixtures.tiny_suite import TinySuite
+from tests.run.test_runner import untimed
 
 
 def test_cells_evaluated_together_have_the_records_of_cells_alone(tiny: TinySuite, tmp_path: Path) -> None:
