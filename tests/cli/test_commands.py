@@ -151,7 +151,7 @@ def tampered(out: Path, path: Path, method: str, drop: bool = False) -> Path:
     )
     for record in folder.records():
         if record.method != method:
-            copy.append(record, folder.correct(record.key))
+            copy.append(record, folder.correct(record.key), folder.predictions(record.key))
         elif not drop:
             copy.append(*worse(folder, record))
     return path
