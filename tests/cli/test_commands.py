@@ -152,7 +152,7 @@ def tampered(out: Path, path: Path, method: str, drop: bool = False) -> Path:
     )
     for record in folder.records():
         if record.method != method:
-            copy.append(record, folder.samples(record.key).correct)
+            copy.append(record, *folder.samples(record.key))
         elif not drop:
             copy.append(*worse(folder, record))
     return path

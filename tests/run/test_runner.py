@@ -61,20 +61,6 @@ def test_every_cell_that_was_asked_for_has_one_record(finished: RunFolder) -> No
     }
 
 
-def test_classes_of_images_have_balanced_accuracy_and_a_baseline_and_are_not_ranked(
-    finished: RunFolder,
-) -> None:
-    for record in finished.records():
-        assert record.average_ranked is None
-        stored = finished.samples(record.key).predictions
-        for task, result in record.tasks.items():
-            said, right = stored[f"{task}@prediction"], stored[f"{task}@reference"]
-            recall = [(said[right == c] == c).mean() for c in sorted(set(right))]
-            assert result.balanced == pytest.approx(sum(recall) / len(recall))
-            assert result.majority == max(list(right).count(c) for c in right) / TEST
-            assert result.ranked is result.ranked_norm is result.invalid is None
-
-
 def test_records_say_what_was_computed(finished: RunFolder) -> None:
     axes = {f.name for part in (Calibration, QuantSpec) for f in fields(part)} | {"samples"}
     uncalibrated = ("zero-shot", "experts", "merged", "expert-linears")

@@ -14,7 +14,6 @@ import pytest
 import torch
 from datasets import Dataset, load_dataset
 from safetensors.torch import load_file, save_file
-from torch import Tensor
 from transformers import AutoTokenizer, GPT2Config, T5ForConditionalGeneration
 
 import baselines
@@ -22,8 +21,6 @@ from benchmarks.run.cells import Request
 from benchmarks.run.compute import solver
 from benchmarks.run.runner import run
 from benchmarks.suites import load as suites
-from benchmarks.suites.forms import TextSuite
-from benchmarks.text import evaluation
 from benchmarks.text.workbench import TextWorkbench
 from benchmarks.workbench.base import Setting
 from benchmarks.workbench.machine import Machine
@@ -113,89 +110,6 @@ def test_the_same_request_again_computes_nothing(
     before = (copied / "records.jsonl").read_bytes()
     run(tiny_text.suite, few(), copied, {})
     assert (copied / "records.jsonl").read_bytes() == before
-
-
-def unlabelled_bench(suite: TextSuite) -> TextWorkbench:
-    """A workbench whose training labels are all 0."""
-    workbench = TextWorkbench(suite)
-    for task in suite.tasks:
-        key = task.task, task.dataset.train_split
-        rows: Dataset = workbench._splits[key]
-        workbench._splits[key] = rows.map(lambda row: {"label": type(row["label"])(0)})
-    return workbench
-
-
-@pytest.mark.parametrize(("decoder", "reads"), [("start", False), ("experts", False), ("targets", True)])
-def test_only_targets_read_labels(decoder: str, reads: bool, tiny_text: TinyText) -> None:
-    found = TextWorkbench(tiny_text.suite).calibration_inputs(6, 0, decoder)
-    other = unlabelled_bench(tiny_text.suite).calibration_inputs(6, 0, decoder)
-    alike = [all(same(a, b) for a, b in zip(found[name], other[name], strict=True)) for name in TASKS]
-    assert alike == [not reads] * len(TASKS)
-    longest = [max(x["decoder_input_ids"].shape[1] for x in found[name]) for name in TASKS]
-    assert all((length > 1) == (decoder != "start") for length in longest)
-
-
-def test_by_default_the_decoder_reads_what_each_tasks_expert_generates(tiny_text: TinyText) -> None:
-    workbench = TextWorkbench(tiny_text.suite)
-    assert workbench.calibration_inputs(6, 0) is not None
-    for task in workbench.suite.tasks:
-        expert = workbench.tower.load_all(workbench.models.experts[task.task]).model
-        wanted = set()
-        for i in workbench.sample_ids(task, 6, 0):
-            text = workbench._tasks[task.task].prompt(workbench.rows(task, "train")[i])
-            prompt = workbench.models.tokenizer(text, return_tensors="pt").input_ids
-            said = expert.generate(prompt, max_new_tokens=4, do_sample=False)[0].tolist()
-            wanted.add((tuple(prompt[0].tolist()), tuple(said[:-1])))
-        assert read_pairs(workbench.calibration_inputs(6, 0)[task.task]) == wanted
-
-
-def test_the_experts_answer_once_and_leave_the_merge_in_its_place(
-    tiny_text: TinyText, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked: list[str] = []
-    own = evaluation.generated
-
-    def seen(*given: Any, **options: Any) -> list[list[int]]:
-        asked.append(given[2].name)
-        return own(*given, **options)
-
-    monkeypatch.setattr(evaluation, "generated", seen)
-    workbench = TextWorkbench(tiny_text.suite)
-    tower = workbench.merged("task-arithmetic", {"scale": 0.3})
-    before = {name: p.detach().clone() for name, p in tower.named_parameters()}
-    for draw in (0, 1, 0, 1):
-        workbench.calibration_inputs(6, draw)
-    assert asked == ["tiny_warm", "tiny_kind", "tiny_score"] * 2
-    assert all(torch.equal(before[name], p) for name, p in tower.named_parameters())
-
-
-def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
-
-
-def test_teacher_forcing_gives_the_decoder_its_own_target_shifted(tiny_text: TinyText) -> None:
-    workbench = TextWorkbench(tiny_text.suite)
-    task = workbench.suite.tasks[0]
-    ids = workbench.sample_ids(task, 6, 0)
-    rows = [workbench.rows(task, "train")[i] for i in ids]
-    model, tokenizer = workbench.models.tower.model, workbench.models.tokenizer
-    wanted = set()
-    for row in rows:
-        labels = tokenizer(["no", "yes"][row["label"]], return_tensors="pt").input_ids
-        shifted = model._shift_right(labels)[0].tolist()
-        prompt = tokenizer(f"Is {row['sentence']} warm? Answer yes or no.").input_ids
-        wanted.add((tuple(prompt), tuple(shifted)))
-    assert read_pairs(workbench.calibration_inputs(6, 0, "targets")["warm"]) == wanted
-
-
-def read_pairs(batches: Any) -> set[Any]:
-    """What encoder and decoder read, sample by sample, without padding."""
-    found = set()
-    for batch in batches:
-        for i in range(len(batch["input_ids"])):
-            pairs = [(f"{p}input_ids", f"{p}attention_mask") for p in ("", "decoder_")]
-            found.add(tuple(tuple(batch[x][i][batch[m][i].bool()].tolist()) for x, m in pairs))
-    return found
 
 
 def test_a_suite_of_images_has_no_decoder(tiny: TinySuite, tmp_path: Path) -> None:
