@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Final
 
 from results.analysis.rows import Row
@@ -37,7 +38,8 @@ class Column:
 def columns(rows: Sequence[Row], groups: Iterable[str], tasks: Sequence[str]) -> list[Column]:
     """The columns of ``groups``, those that say which cell it is first; ``tasks`` in their order."""
     wanted = {"cell", *groups}
-    chosen = [*_cell_columns(rows), _bits_per_weight(), *(_task(task, rows) for task in tasks), *_quality()]
+    chosen = [*_cell_columns(rows), _bits_per_weight(), *(_task(task, rows) for task in tasks)]
+    chosen += [*_quality(), *_ranked(rows)]
     chosen += [_packed(), *(_phase(name) for name in _phases(rows)), _total(), _peak()]
     return [column for column in chosen if column.group in wanted]
 
@@ -143,6 +145,27 @@ def _quality() -> list[Column]:
             compact=False,
         ),
     ]
+
+
+def _ranked(rows: Sequence[Row]) -> list[Column]:
+    """Of generated answers: the score where answers are ranked, and the share that is none of the task's."""
+    if not any(record.average_ranked is not None for row in rows for record in row.records):
+        return []
+    return [
+        _number("average_ranked", "ranked", "quality", _mean_ranked, ".1f", 100),
+        _number("invalid", "invalid", "quality", _mean_invalid, ".1f", 100),
+    ]
+
+
+def _mean_ranked(row: Row) -> float | None:
+    found = [record.average_ranked for record in row.records if record.average_ranked is not None]
+    return fmean(found) if found else None
+
+
+def _mean_invalid(row: Row) -> float | None:
+    shares = [task.invalid for record in row.records for task in record.tasks.values()]
+    found = [share for share in shares if share is not None]
+    return fmean(found) if found else None
 
 
 def _p_value(value: float | None) -> str:

@@ -11,6 +11,7 @@ import xml.etree.ElementTree as ET
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from epmq.errors import UserError
@@ -18,10 +19,10 @@ from results.analysis.analysis import Analysis
 from results.analysis.groups import outcomes
 from results.analysis.stats import paired_bootstrap
 from results.store.folder import RunFolder
-from results.store.records import Record
+from results.store.records import Record, TaskResult
 from results.tables.comparison import FORMATS, render, save
 from results.tables.selection import Selection
-from tests.fixtures.records import Correct, make_cell, make_folder, make_key
+from tests.fixtures.records import Correct, make_cell, make_folder, make_key, make_record
 
 
 def control(name: str, accuracies: dict[str, float], **changes: Any) -> tuple[Record, Correct]:
@@ -349,3 +350,30 @@ def test_saving_writes_every_format(tmp_path: Path) -> None:
         f"table.{end}" for end in ("md", "csv", "tex", "json", "html")
     }
     assert (tmp_path / "table.html").read_text("ascii") == rendered(folder, "html")
+
+
+def test_text_suites_show_both_scores_and_the_share_of_no_answer(tmp_path: Path) -> None:
+    right = np.array([1, 1, 0, 0], bool)
+    reference = np.array([0, 1, 0, 1], np.int32)
+    said, likeliest = np.array([0, 1, -1, 0], np.int32), np.array([0, 1, 0, 0], np.int32)
+    kinds = {"prediction": said, "reference": reference, "ranked": likeliest, "ranked_norm": likeliest}
+    scores: dict[str, Any] = {
+        "ranked": 0.75,
+        "ranked_norm": 0.75,
+        "invalid": 0.25,
+        "balanced": 0.5,
+        "majority": 0.5,
+    }
+    task = TaskResult(value=0.5, samples=4, **scores)
+    record = make_record({"digits": right}, "a", tasks={"digits": task}, average_ranked=0.75)
+    folder = make_folder(tmp_path)
+    folder.append(record, {"digits": right}, {f"digits@{kind}": array for kind, array in kinds.items()})
+    (row,) = objects(folder)
+    assert (row["average"], row["average_ranked"], row["invalid"]) == (0.5, 0.75, 0.25)
+    heading, line = (x for x in rendered(folder, "md").splitlines() if x.startswith("| "))
+    cells = dict(zip(*([x.strip() for x in text.split("|")] for text in (heading, line)), strict=True))
+    assert (cells["ranked"], cells["invalid"]) == ("75.0", "25.0")
+
+
+def test_images_have_no_ranked_score(tmp_path: Path) -> None:
+    assert "ranked" not in rendered(make_folder(tmp_path, make_cell("a")), "md")

@@ -15,11 +15,11 @@ from tests.fixtures.tiny_suite import TEST, TinySuite
 def test_classes_of_images_have_balanced_accuracy_and_a_baseline_and_are_not_ranked(
     tiny: TinySuite, tmp_path: Path
 ) -> None:
-    asked = Request(["task-arithmetic"], [], ["merged"], [4], ["zero-shot", "merged"], samples=6)
+    asked = Request(["task-arithmetic"], [], ["merged"], [4], ["zero-shot", "merged"], samples=[6])
     folder = run(tiny.suite, asked, tmp_path / "out", {})
     assert len(folder.records()) == 2
     for record in folder.records():
-        stored = folder.predictions(record.key)
+        stored = folder.samples(record.key).predictions
         assert record.average_ranked is None
         for task, result in record.tasks.items():
             said, right = stored[f"{task}@prediction"], stored[f"{task}@reference"]
