@@ -267,7 +267,7 @@ def _search(folder: RunFolder) -> Iterator[FigureData]:
             "distance": trial.distance,
         }
         for trial in trials(folder)
-        if trial.target == "expert"
+        if (trial.target, trial.patch_weight) == ("expert", 1)
     ]
     if points:
         bits = " or ".join(str(bits) for bits in sorted({trial.bits for trial in trials(folder)}))

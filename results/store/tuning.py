@@ -24,6 +24,7 @@ class Trial(BaseModel):
     target: Name
     mixing: Real
     anchor: Annotated[float, Field(ge=0, le=1e100)]
+    patch_weight: Real = 1.0
     distance: Real
 
 

@@ -115,7 +115,8 @@ def test_the_label_free_search_is_a_figure_that_says_it_is_no_result(tmp_path: P
     folder = study(tmp_path)
     trial = {"merge": "ties", "bits": 4, "target": "expert", "mixing": 0.5, "distance": 0.7, "layers": "*"}
     trials = [{**trial, "anchor": anchor} for anchor in (0.0, 0.1)] + [
-        {**trial, "target": "merged", "anchor": 1.0}
+        {**trial, "target": "merged", "anchor": 1.0},
+        {**trial, "anchor": 0.3, "patch_weight": 0.0},
     ]
     (tmp_path / "tuning.json").write_text(json.dumps(trials))
     data = by_name(folder)["anchor-search"]
