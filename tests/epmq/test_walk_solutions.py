@@ -52,7 +52,7 @@ def farthest(one: Tower, other: Tower) -> float:
     return max(float((x - weights(other)[name]).abs().max()) for name, x in weights(one).items())
 
 
-@pytest.mark.parametrize("source", ["merged", "quantised", "expert"])
+@pytest.mark.parametrize("source", ["merged", "quantised", "expert-block", "expert"])
 def test_not_rounding_the_merged_target_changes_nothing(tiny_visual: TinyVisual, source: Any) -> None:
     tower, reports = walked(tiny_visual, Calibration("merged", source=source), centre)
     assert equal(tower, tiny_visual.tower)
@@ -99,8 +99,8 @@ def averaged(made: TinyVisual) -> Tower:
     return tower.load_all(merge("simple-average", made.checkpoint(), list(made.experts.values())))
 
 
-def linear_names(module: torch.nn.Module) -> list[str]:
-    return [name for name, layer in module.named_modules() if isinstance(layer, torch.nn.Linear)]
+def linears(tower: Tower) -> dict[str, torch.nn.Linear]:
+    return {n: m for n, m in tower.named_modules() if isinstance(m, torch.nn.Linear)}
 
 
 def naive_grams(tower: Tower, names: list[str], images: Tensor, off_diagonal: float) -> dict[str, Tensor]:
@@ -125,11 +125,9 @@ def naive_grams(tower: Tower, names: list[str], images: Tensor, off_diagonal: fl
 def naive_regression(tower: Tower, found: list[tuple[dict[str, Tensor], Tower]]) -> None:
     """W^T = (sum_t G_t)^-1 sum_t G_t W_t^T for every layer of the Grams, each with its expert."""
     for name in found[0][0]:
-        left = sum((grams[name] for grams, _ in found), torch.zeros(()))
-        right = sum(
-            (g[name] @ expert.get_submodule(name).weight.double().T for g, expert in found), torch.zeros(())
-        )
-        tower.get_submodule(name).weight.copy_(torch.linalg.solve(left, right).T)
+        left = torch.stack([grams[name] for grams, _ in found]).sum(0)
+        right = torch.stack([grams[name] @ linears(w)[name].weight.double().T for grams, w in found]).sum(0)
+        linears(tower)[name].weight.copy_(torch.linalg.solve(left, right).T)
 
 
 @torch.no_grad()
@@ -137,7 +135,7 @@ def naive_regmean(made: TinyVisual, off_diagonal: float) -> Tower:
     """RegMean as FusionBench computes it on CLIP: all Grams from whole experts, then one solve a layer."""
     tower = averaged(made)
     experts = {task: copy.deepcopy(tower).load_all(expert) for task, expert in made.experts.items()}
-    names = [f"blocks.{name}" for name in linear_names(tower.blocks)]
+    names = list(linears(tower))
     naive_regression(
         tower,
         [(naive_grams(expert, names, made.inputs[t], off_diagonal), expert) for t, expert in experts.items()],
@@ -155,8 +153,8 @@ def naive_regmean_pp(made: TinyVisual, off_diagonal: float, own_block: bool) -> 
     """
     tower = averaged(made)
     experts = {task: copy.deepcopy(tower).load_all(expert) for task, expert in made.experts.items()}
-    for index, block in enumerate(tower.blocks):
-        names = [f"blocks.{index}.{name}" for name in linear_names(block)]
+    for index in range(len(tower.blocks)):
+        names = [name for name in linears(tower) if name.startswith(f"blocks.{index}.")]
         for stage in [names] if own_block else [[name] for name in names]:
             found = []
             for task, expert in experts.items():
@@ -169,7 +167,7 @@ def naive_regmean_pp(made: TinyVisual, off_diagonal: float, own_block: bool) -> 
 
 
 @pytest.mark.parametrize("off_diagonal", [0.95, 0.5])
-@pytest.mark.parametrize("source", ["expert", "quantised"])
+@pytest.mark.parametrize("source", ["expert", "quantised", "expert-block"])
 def test_regmean_and_its_successor_through_the_walk_are_the_naive_ones(
     tiny_visual: TinyVisual, source: Any, off_diagonal: float
 ) -> None:
@@ -180,12 +178,15 @@ def test_regmean_and_its_successor_through_the_walk_are_the_naive_ones(
     naive = {
         "expert": naive_regmean(tiny_visual, off_diagonal),
         "quantised": naive_regmean_pp(tiny_visual, off_diagonal, own_block=False),
+        "expert-block": naive_regmean_pp(tiny_visual, off_diagonal, own_block=True),
     }
     assert farthest(tower, naive.pop(source)) < 1e-4
     assert all(farthest(tower, other) > 1e-2 for other in naive.values())
 
 
-@pytest.mark.parametrize("axes", [{"mixing": 0.5}, {"source": "expert"}, {"source": "merged"}], ids=str)
+@pytest.mark.parametrize(
+    "axes", [{"mixing": 0.5}, {"source": "expert"}, {"source": "expert-block"}, {"source": "merged"}], ids=str
+)
 def test_batch_size_changes_nothing_beyond_float32(tiny_visual: TinyVisual, axes: dict[str, Any]) -> None:
     calibration = Calibration("expert", recalibrate="bias", **axes)
     whole, _ = walked(tiny_visual, calibration, centre, batch_size=1000)
