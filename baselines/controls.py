@@ -25,8 +25,9 @@ REGMEAN = Pass(
         "recalibrate": "none",
     },
 )
-# RegMean++ (arXiv 2508.03121): the same, with inputs from the model as it is being merged.
-REGMEAN_PP = replace(REGMEAN, fixed={**REGMEAN.fixed, "source": "quantised"})
+# RegMean++ (arXiv 2508.03121), likewise: the states before a block come from the model as it is being merged;
+# within it they are the expert's own block's, so that all of a block's layers are solved at once.
+REGMEAN_PP = replace(REGMEAN, fixed={**REGMEAN.fixed, "source": "expert-block"})
 GPTQ = Pass("merged")
 # The merged model in full precision is its own teacher: what errors of earlier layers did to a layer's inputs
 # is made up for, and no expert is read. QEP (arXiv 2504.09629) with its factor at 1.

@@ -12,7 +12,7 @@ if TYPE_CHECKING:  # the command line describes these axes without waiting for t
     from epmq.layer.problem import AnchorScale
 
 Target = Literal["merged", "expert"]
-Source = Literal["merged", "quantised", "expert"]
+Source = Literal["merged", "quantised", "expert-block", "expert"]
 IRRELEVANT = {  # axes that change no number of a target
     "merged": ("mixing", "anchor", "anchor_scale", "teacher"),
     "expert": (),
@@ -26,7 +26,8 @@ class Calibration:
     Attributes:
         target: ``"merged"`` rounds W_m (plain post-training quantisation); ``"expert"`` rounds W* (E-PMQ).
         source: where the inputs X_t come from: the merged model in full precision (``"merged"``), the model
-            quantised so far (``"quantised"``) or the task's own expert (``"expert"``).
+            quantised so far (``"quantised"``), the task's own expert (``"expert"``), or the expert's block on
+            what the blocks before it, quantised so far, make (``"expert-block"``, as in RegMean++).
         mixing: a in x~ = (1 - a) x + a x_expert, the input of the experts' targets W_t x~. 0 is reading A
             (the experts' weights on the model's inputs), 1 is reading B (the experts' own features).
         anchor: lambda of the pull towards W_m; only for the expert target.
@@ -59,7 +60,7 @@ class Calibration:
 
     def __post_init__(self) -> None:
         choose("target", self.target, ("merged", "expert"))
-        choose("source", self.source, ("merged", "quantised", "expert"))
+        choose("source", self.source, ("merged", "quantised", "expert-block", "expert"))
         choose("anchor_scale", self.anchor_scale, ("relative", "absolute"))
         choose("task_weight", self.task_weight, ("uniform", "frobenius"))
         choose("recalibrate", self.recalibrate, ("none", "bias"))

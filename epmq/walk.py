@@ -106,7 +106,8 @@ def walk(
             gathered = {g: Gathered.empty(block, g, calibration) for g in stage}
             for task, states in streams.items():
                 tower.load(scratch, path, experts[task])
-                pair = (source, states), (scratch, expert_streams[task])
+                seen_in = scratch if calibration.source == "expert-block" else source
+                pair = (seen_in, states), (scratch, expert_streams[task])
                 gather_task(gathered, pair, calibration, counts)
             elapsed = (time.perf_counter() - clock) / len(stage)
             for group in stage:

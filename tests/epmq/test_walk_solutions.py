@@ -52,7 +52,7 @@ def farthest(one: Tower, other: Tower) -> float:
     return max(float((x - weights(other)[name]).abs().max()) for name, x in weights(one).items())
 
 
-@pytest.mark.parametrize("source", ["merged", "quantised", "expert"])
+@pytest.mark.parametrize("source", ["merged", "quantised", "expert-block", "expert"])
 def test_not_rounding_the_merged_target_changes_nothing(tiny_visual: TinyVisual, source: Any) -> None:
     tower, reports = walked(tiny_visual, Calibration("merged", source=source), centre)
     assert equal(tower, tiny_visual.tower)
@@ -93,50 +93,100 @@ def test_an_enormous_anchor_makes_epmq_the_merged_model_rounded(tiny_visual: Tin
     assert equal(tower, nearest)
 
 
-@torch.no_grad()
-def naive_regmean(made: TinyVisual, off_diagonal: float) -> Tower:
-    """RegMean as FusionBench computes it on CLIP: all Grams from whole experts, then one solve a layer.
-
-    W^T = (sum_t G_t)^-1 sum_t G_t W_t^T, G_t = mean over tokens of x x^T under expert t on task t, its
-    off-diagonal entries times ``off_diagonal``; every other parameter is the experts' mean.
-    """
+def averaged(made: TinyVisual) -> Tower:
+    """The experts' mean, in all that is no linear layer RegMean's and RegMean++'s result."""
     tower = copy.deepcopy(made.tower)
-    tower.load_all(merge("simple-average", made.checkpoint(), list(made.experts.values())))
-    layers = {n: m for n, m in tower.named_modules() if isinstance(m, torch.nn.Linear)}
-    left = {n: torch.zeros(m.in_features, m.in_features).double() for n, m in layers.items()}
-    right = {n: torch.zeros(m.in_features, m.out_features).double() for n, m in layers.items()}
+    return tower.load_all(merge("simple-average", made.checkpoint(), list(made.experts.values())))
+
+
+def linears(tower: Tower) -> dict[str, torch.nn.Linear]:
+    return {n: m for n, m in tower.named_modules() if isinstance(m, torch.nn.Linear)}
+
+
+def naive_grams(tower: Tower, names: list[str], images: Tensor, off_diagonal: float) -> dict[str, Tensor]:
+    """Mean over tokens of x x^T of each layer, off-diagonal entries times ``off_diagonal``."""
+    grams: dict[str, Tensor] = {}
 
     def watch(name: str) -> Any:
-        def hook(module: Any, args: tuple[Tensor, ...]) -> None:
+        def hook(_: torch.nn.Module, args: tuple[Tensor, ...]) -> None:
             x = args[0].flatten(0, 1).double()
             gram = x.T @ x / len(x)
-            gram = off_diagonal * gram + (1 - off_diagonal) * torch.diag(gram.diagonal())
-            left[name] += gram
-            right[name] += gram @ module.weight.double().T
+            grams[name] = off_diagonal * gram + (1 - off_diagonal) * torch.diag(gram.diagonal())
 
         return hook
 
-    for task, checkpoint in made.experts.items():
-        expert = copy.deepcopy(made.tower).load_all(checkpoint)
-        for name in layers:
-            expert.get_submodule(name).register_forward_pre_hook(watch(name))
-        expert(made.inputs[task])
-    for name, layer in layers.items():
-        layer.weight.copy_(torch.linalg.solve(left[name], right[name]).T)
+    handles = [tower.get_submodule(name).register_forward_pre_hook(watch(name)) for name in names]
+    tower(images)
+    for handle in handles:
+        handle.remove()
+    return grams
+
+
+def naive_regression(tower: Tower, found: list[tuple[dict[str, Tensor], Tower]]) -> None:
+    """W^T = (sum_t G_t)^-1 sum_t G_t W_t^T for every layer of the Grams, each with its expert."""
+    for name in found[0][0]:
+        left = torch.stack([grams[name] for grams, _ in found]).sum(0)
+        right = torch.stack([grams[name] @ linears(w)[name].weight.double().T for grams, w in found]).sum(0)
+        linears(tower)[name].weight.copy_(torch.linalg.solve(left, right).T)
+
+
+@torch.no_grad()
+def naive_regmean(made: TinyVisual, off_diagonal: float) -> Tower:
+    """RegMean as FusionBench computes it on CLIP: all Grams from whole experts, then one solve a layer."""
+    tower = averaged(made)
+    experts = {task: copy.deepcopy(tower).load_all(expert) for task, expert in made.experts.items()}
+    names = list(linears(tower))
+    naive_regression(
+        tower,
+        [(naive_grams(expert, names, made.inputs[t], off_diagonal), expert) for t, expert in experts.items()],
+    )
+    return tower
+
+
+@torch.no_grad()
+def naive_regmean_pp(made: TinyVisual, off_diagonal: float, own_block: bool) -> Tower:
+    """RegMean++: inputs from the model as merged so far, every pass a whole one from the images.
+
+    With ``own_block`` as FusionBench computes it: the states before a block are the merged blocks', those
+    within are the expert's own block's, so that a block's layers are solved at once; without, one layer after
+    the other.
+    """
+    tower = averaged(made)
+    experts = {task: copy.deepcopy(tower).load_all(expert) for task, expert in made.experts.items()}
+    for index in range(len(tower.blocks)):
+        names = [name for name in linears(tower) if name.startswith(f"blocks.{index}.")]
+        for stage in [names] if own_block else [[name] for name in names]:
+            found = []
+            for task, expert in experts.items():
+                seen = copy.deepcopy(tower)
+                if own_block:
+                    seen.blocks[index] = expert.blocks[index]
+                found.append((naive_grams(seen, stage, made.inputs[task], off_diagonal), expert))
+            naive_regression(tower, found)
     return tower
 
 
 @pytest.mark.parametrize("off_diagonal", [0.95, 0.5])
-def test_regmean_through_the_walk_is_naive_regmean(tiny_visual: TinyVisual, off_diagonal: float) -> None:
-    tower = copy.deepcopy(tiny_visual.tower)
-    tower.load_all(merge("simple-average", tiny_visual.checkpoint(), list(tiny_visual.experts.values())))
-    regmean = Calibration("expert", source="expert", anchor=0.0, off_diagonal=off_diagonal)
+@pytest.mark.parametrize("source", ["expert", "quantised", "expert-block"])
+def test_regmean_and_its_successor_through_the_walk_are_the_naive_ones(
+    tiny_visual: TinyVisual, source: Any, off_diagonal: float
+) -> None:
+    tower = averaged(tiny_visual)
+    regmean = Calibration("expert", source=source, anchor=0.0, off_diagonal=off_diagonal)
     reports = list(walk(tower, tiny_visual.experts, tiny_visual.inputs, regmean, centre))
     assert not any(r.warnings for r in reports)
-    assert farthest(tower, naive_regmean(tiny_visual, off_diagonal)) < 1e-4
+    naive = {
+        "expert": naive_regmean(tiny_visual, off_diagonal),
+        "quantised": naive_regmean_pp(tiny_visual, off_diagonal, own_block=False),
+        "expert-block": naive_regmean_pp(tiny_visual, off_diagonal, own_block=True),
+    }
+    assert farthest(tower, naive.pop(source)) < 1e-4
+    assert all(farthest(tower, other) > 1e-2 for other in naive.values())
 
 
-@pytest.mark.parametrize("axes", [{"mixing": 0.5}, {"source": "expert"}, {"source": "merged"}], ids=str)
+@pytest.mark.parametrize(
+    "axes", [{"mixing": 0.5}, {"source": "expert"}, {"source": "expert-block"}, {"source": "merged"}], ids=str
+)
 def test_batch_size_changes_nothing_beyond_float32(tiny_visual: TinyVisual, axes: dict[str, Any]) -> None:
     calibration = Calibration("expert", recalibrate="bias", **axes)
     whole, _ = walked(tiny_visual, calibration, centre, batch_size=1000)
