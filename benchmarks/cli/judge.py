@@ -39,9 +39,6 @@ def _add_check(commands: Any) -> None:
         metavar="P",
         help="false-alarm rate of all tests together (%(default)s)",
     )
-    parser.add_argument(
-        "--rtol", type=float, default=1e-3, metavar="X", help="of layer objectives (%(default)s)"
-    )
     parser.add_argument("--json", action="store_true", help="machine-readable")
     parser.add_argument("--junit", type=Path, metavar="FILE", help="also write JUnit XML, for CI services")
     parser.set_defaults(command=_check)
@@ -50,7 +47,7 @@ def _add_check(commands: Any) -> None:
 def _check(options: argparse.Namespace) -> int:
     analysis = Analysis.open(options.folder)
     reference = Analysis.open(golden.locate(options.golden, analysis))
-    report = check(analysis, reference, rate=options.rate, rtol=options.rtol)
+    report = check(analysis, reference, rate=options.rate)
     report_problems(analysis)
     if options.junit:
         _write(options.junit, junit(report, f"epmq check {analysis.manifest.suite}"))

@@ -8,6 +8,10 @@ are drawn with replacement from the run's, within each task and alike for all ce
 cell is, with the probability *churn*, drawn anew: what another machine or another order of sums does to
 a quantised model. With churn 1 the pair are two independent bootstrap replicas, the noisiest case. Alarms
 at such a pair are false. A loss of some points is put in by making right samples wrong at random.
+
+The tests of layer objectives are in the same family and counted: of a pair of the same code their p-values
+are uniform, which is what the measured spread of the objectives is for. ``benchmarks.studies.replay``
+measures that spread and counts the alarms of whole runs of the same code by other code paths.
 """
 
 from __future__ import annotations
@@ -24,6 +28,7 @@ from tabulate import tabulate
 
 from epmq.errors import UserError
 from results.judge.check import RATE, alarms, cell_pvalues
+from results.judge.objectives import changes
 from results.store.folder import RunFolder
 from results.tables.formats import json_text
 
@@ -60,6 +65,7 @@ class GateReport:
     run: str
     cells: int
     tests: int
+    objective_tests: int
     stated: float
     measured: tuple[Measured, ...]
 
@@ -86,9 +92,10 @@ class GateReport:
         table = tabulate(rows, "keys", "simple", disable_numparse=True)
         outcome = "agrees" if self.keeps_its_rate else "DISAGREES: it is above the stated rate"
         return (
-            f"{self.run}: {self.cells} cells, {self.tests} accuracy tests in one family\n\n{table}\n\n"
+            f"{self.run}: {self.cells} cells, {self.tests} tests of accuracy and {self.objective_tests} of "
+            f"layer objectives in one family\n\n{table}\n\n"
             f"stated false-alarm rate: at most {self.stated:.2%}; measured: {outcome}\n"
-            "churn: share of the samples whose outcome is drawn anew; layer objectives are not part of this\n"
+            "churn: share of the samples whose outcome is drawn anew; objectives are the golden run's\n"
         )
 
     def as_json(self) -> dict[str, object]:
@@ -122,17 +129,20 @@ def measure(
         )
     right = _right(folder)
     cells = len(right[0])
+    tested = [change for record in folder.records() for change in changes(record, record)]
+    objectives = sum(change.spread is not None for change in tested)
     rng = np.random.default_rng(seed)
     found = []
     for churn in churns:
         counts = _replicas(right, replicas, churn, rng)
-        found.append(_measured(counts, rate, churn, 0.0, ""))
+        found.append(_measured(counts, objectives, rate, churn, 0.0, "", rng))
         for loss in losses:
             one = np.zeros((replicas, cells), bool)
             one[np.arange(replicas), rng.integers(cells, size=replicas)] = True
             for where, hit in (("one cell", one), ("every cell", np.ones_like(one))):
-                found.append(_measured(_lossy(counts, right, loss, hit, rng), rate, churn, loss, where))
-    return GateReport(str(folder.path), cells, cells * (1 + len(right)), rate, tuple(found))
+                lossy = _lossy(counts, right, loss, hit, rng)
+                found.append(_measured(lossy, objectives, rate, churn, loss, where, rng))
+    return GateReport(str(folder.path), cells, cells * (1 + len(right)), objectives, rate, tuple(found))
 
 
 def _right(folder: RunFolder) -> list[NDArray[np.bool_]]:
@@ -177,13 +187,22 @@ def _lossy(
     return np.stack([both - unlearned, lost + unlearned, gained - rng.binomial(gained, share)])
 
 
-def _measured(counts: Counts, rate: float, churn: float, loss: float, where: str) -> Measured:
+def _measured(
+    counts: Counts,
+    objectives: int,
+    rate: float,
+    churn: float,
+    loss: float,
+    where: str,
+    rng: np.random.Generator,
+) -> Measured:
     from scipy.stats import binomtest
 
     _, lost, gained = counts
-    pvalues = cell_pvalues(lost, gained, "less")
-    replicas = len(pvalues)
-    found = int(alarms(pvalues.reshape(replicas, -1), rate).any(axis=1).sum())
+    of_accuracy = cell_pvalues(lost, gained, "less")
+    replicas = len(of_accuracy)
+    pvalues = np.concatenate([of_accuracy.reshape(replicas, -1), rng.random((replicas, objectives))], axis=1)
+    found = int(alarms(pvalues, rate).any(axis=1).sum())
     interval = binomtest(found, replicas).proportion_ci(0.95)
     return Measured(churn, loss, where, found, replicas, float(interval.low), float(interval.high))
 

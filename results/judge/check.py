@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -22,12 +23,12 @@ from results.analysis.stats import (
     score,
     task_pvalues,
 )
+from results.judge.objectives import ROUND_OFF, Change, changes, lost_layers
 from results.store.records import Record
 
 RATE = 0.01  # the chance that the gate fails a run that is as good as the golden one
 _FAILURES = ("worse", "missing", "other suite version", "other device", "rehearsal")
 _SIDES: tuple[Side, Side] = ("less", "greater")
-_ROUND_OFF = 1e-12  # objectives below it are round-off of float64, not quantisation error
 
 
 @dataclass(frozen=True)
@@ -51,13 +52,19 @@ class Move:
 class CheckReport:
     """What moved between a golden run and a run; ``cells`` names the golden cells.
 
-    ``tests`` is the size of the family of accuracy tests, ``rate`` their false-alarm rate together.
+    ``accuracy_tests`` and ``objective_tests`` are one family, ``rate`` its false-alarm rate.
     """
 
     moves: tuple[Move, ...]
     cells: tuple[str, ...]
-    tests: int
+    accuracy_tests: int
+    objective_tests: int
     rate: float
+
+    @property
+    def tests(self) -> int:
+        """The size of the family: everything that can fail where nothing is missing."""
+        return self.accuracy_tests + self.objective_tests
 
     @property
     def failed(self) -> bool:
@@ -69,7 +76,8 @@ class CheckReport:
         failures = sum(move.failed for move in self.moves)
         outcome = f"{'FAILED' if self.failed else 'passed'}: {len(self.cells)} golden cells, "
         outcome += f"{len(self.moves)} moves, {failures} of them regressions; "
-        outcome += f"{self.tests} accuracy tests at a false-alarm rate of {self.rate:.2%} together\n"
+        outcome += f"{self.accuracy_tests} tests of accuracy and {self.objective_tests} of layer objectives "
+        outcome += f"at a false-alarm rate of {self.rate:.2%} together\n"
         if not self.moves:
             return outcome
         table = tabulate([asdict(move) for move in self.moves], "keys", "simple", disable_numparse=True)
@@ -82,6 +90,8 @@ class CheckReport:
             "passed": not self.failed,
             "cells": list(self.cells),
             "tests": self.tests,
+            "accuracy_tests": self.accuracy_tests,
+            "objective_tests": self.objective_tests,
             "false_alarm_rate": self.rate,
             "moves": moves,
         }
@@ -99,34 +109,35 @@ class _Tested:
     better: float
 
 
-def check(run: Analysis, golden: Analysis, *, rate: float = RATE, rtol: float = 1e-3) -> CheckReport:
+def check(run: Analysis, golden: Analysis, *, rate: float = RATE) -> CheckReport:
     """Compare every cell of ``golden`` with the cell of the same key in ``run``.
 
     A regression is: a rehearsal; another suite, suite version or device class; a cell, task or layer that is
-    missing; accuracy that is worse; a layer objective larger by more than ``rtol`` relative. Accuracy is
-    worse by McNemar's exact one-sided test, over all samples of a cell together or on one of its tasks (so
-    that a gain elsewhere cannot hide a broken task; Spearman tasks by the paired bootstrap). All these tests
-    of all cells are one family under Holm's adjustment: the chance that a run as good as the golden one fails
-    by any of them is at most ``rate``. Every other change is listed and does not fail; cells that only
-    ``run`` has are not looked at.
+    missing; accuracy that is worse; a layer objective that is larger. Accuracy is worse by McNemar's exact
+    one-sided test, over all samples of a cell together or on one of its tasks (so that a gain elsewhere
+    cannot hide a broken task; Spearman tasks by the paired bootstrap). Objectives are larger by more than
+    the last bits of products make them on another processor (``results.judge.objectives``): layer by layer
+    where inputs do not depend on earlier roundings, in the mean over layers in every cell. All these tests of
+    all cells are one family under Holm's adjustment: the chance that a run of the same code fails by any of
+    them is at most ``rate``. Every other change is listed and does not fail; cells that only ``run`` has are
+    not looked at.
 
     Raises:
         UserError: the golden run is empty or damaged, or correctness cannot be used or paired.
     """
     if not 0 < rate < 1:
         raise UserError(f"false-alarm rate {rate} is out of range; give a number between 0 and 1")
-    if not 0 <= rtol < float("inf"):
-        raise UserError(f"relative tolerance {rtol} is out of range; give a finite number, 0 or more")
     if golden.problems:
         raise UserError(f"{golden.folder.path}: damaged golden run: {golden.problems[0]}; restore it")
     if not golden.records:
         raise UserError(f"{golden.folder.path}: the golden run holds no records; record one first")
     cells = tuple(_cell(record) for record in golden.records)
     if foreign := _foreign(run, golden):
-        return CheckReport((foreign,), cells, 0, rate)
+        return CheckReport((foreign,), cells, 0, 0, rate)
     by_key = {record.key: record for record in run.records}
     moves: list[Move] = []
     tested: list[_Tested] = []
+    objectives: list[tuple[str, Change]] = []
     for cell, old in zip(cells, golden.records, strict=True):
         new = by_key.get(old.key)
         if new is None:
@@ -134,11 +145,18 @@ def check(run: Analysis, golden: Analysis, *, rate: float = RATE, rtol: float = 
             continue
         lost = sorted(set(old.tasks) - set(new.tasks))
         moves += [Move(cell, f"accuracy {task}", "present", "missing", "", "missing") for task in lost]
+        moves += [
+            Move(cell, f"objective {name}", f"{objective:.6g}", "missing", "", "missing")
+            for name, objective in lost_layers(old, new)
+        ]
         tested += _accuracies(cell, golden.outcomes(old), run.outcomes(new))
-        moves += _objective_moves(cell, old, new, rtol)
-    moves += _accuracy_moves(tested, rate)
+        objectives += [(cell, change) for change in changes(old, new)]
+    judged = [(cell, change) for cell, change in objectives if change.spread is not None]
+    verdicts = _verdicts(tested, [change for _, change in judged], rate)
+    moves += _accuracy_moves(tested, verdicts)
+    moves += _objective_moves(objectives, dict(zip(judged, verdicts[len(tested) :], strict=True)))
     order = sorted(moves, key=lambda move: (cells.index(move.cell), move.quantity.startswith("objective")))
-    return CheckReport(tuple(order), cells, len(tested), rate)
+    return CheckReport(tuple(order), cells, len(tested), len(judged), rate)
 
 
 def _foreign(run: Analysis, golden: Analysis) -> Move | None:
@@ -199,39 +217,45 @@ def alarms(pvalues: Floats, rate: float) -> NDArray[np.bool_]:
     return np.asarray(holm(pvalues) <= rate)
 
 
-def _accuracy_moves(tested: list[_Tested], rate: float) -> Iterator[Move]:
-    fallen, risen = ([test.worse for test in tested], [test.better for test in tested])
-    worse, better = (alarms(np.array(pvalues), rate) for pvalues in (fallen, risen))
-    for test, fell, rose in zip(tested, worse, better, strict=True):
+def _verdicts(tested: Sequence[_Tested], judged: Sequence[Change], rate: float) -> list[str]:
+    """What the tests of accuracies and then of objectives say: worse, better, or within noise."""
+    rose = [change.pvalues for change in judged]
+    worse, better = (
+        alarms(np.array(pvalues), rate)
+        for pvalues in (
+            [test.worse for test in tested] + [up for up, _ in rose],
+            [test.better for test in tested] + [down for _, down in rose],
+        )
+    )
+    return ["worse" if w else "better" if b else "within noise" for w, b in zip(worse, better, strict=True)]
+
+
+def _accuracy_moves(tested: Sequence[_Tested], verdicts: Sequence[str]) -> Iterator[Move]:
+    for test, verdict in zip(tested, verdicts, strict=False):  # those of objectives follow
         if test.golden == test.now:
             continue
-        verdict = "worse" if fell else "better" if rose else "within noise"
         change = f"{100 * (test.now - test.golden):+.2f} points"
         golden, now = f"{100 * test.golden:.2f}", f"{100 * test.now:.2f}"
         yield Move(test.cell, test.quantity, golden, now, change, verdict)
 
 
-def _objective_moves(cell: str, old: Record, new: Record, rtol: float) -> Iterator[Move]:
-    now = {layer.name: layer.objective for layer in new.layers}
-    small = []
-    for layer in old.layers:
-        quantity = f"objective {layer.name}"
-        if layer.name not in now:
-            yield Move(cell, quantity, f"{layer.objective:.6g}", "missing", "", "missing")
-            continue
-        golden, value = layer.objective, now[layer.name]
-        change = value - golden
-        tolerance = rtol * abs(golden) + _ROUND_OFF
-        if abs(change) > tolerance:
-            yield _objective_move(cell, quantity, golden, value, "worse" if change > 0 else "better")
-        elif change:
-            small.append((abs(change) / tolerance, golden, value))
-    if small:
-        _, golden, value = max(small)
-        quantity = f"objective, largest of {len(small)} small moves"
-        yield _objective_move(cell, quantity, golden, value, "within tolerance")
+def _objective_moves(
+    objectives: Sequence[tuple[str, Change]], verdicts: Mapping[tuple[str, Change], str]
+) -> Iterator[Move]:
+    """The objectives that got worse or better, and of the others the largest move of each cell."""
+    quiet: dict[tuple[str, str], list[Change]] = defaultdict(list)
+    for cell, change in objectives:
+        verdict = verdicts.get((cell, change), "not tested alone")
+        if verdict in ("worse", "better"):
+            yield _objective_move(cell, change.quantity, change, verdict)
+        elif change.golden != change.now:
+            quiet[cell, verdict].append(change)
+    for (cell, verdict), small in quiet.items():
+        quantity = f"objective, largest of {len(small)} other moves"
+        yield _objective_move(cell, quantity, max(small, key=lambda change: abs(change.ratio)), verdict)
 
 
-def _objective_move(cell: str, quantity: str, golden: float, now: float, verdict: str) -> Move:
-    change = f"{100 * (now - golden) / abs(golden):+.4f} %" if golden else f"{now - golden:+.3g}"
-    return Move(cell, quantity, f"{golden:.6g}", f"{now:.6g}", change, verdict)
+def _objective_move(cell: str, quantity: str, change: Change, verdict: str) -> Move:
+    golden, now = change.golden, change.now
+    moved = f"{100 * (now / golden - 1):+.4f} %" if golden > ROUND_OFF else f"{now - golden:+.3g}"
+    return Move(cell, quantity, f"{golden:.6g}", f"{now:.6g}", moved, verdict)

@@ -32,7 +32,7 @@ def found(report: GateReport, churn: float, loss: float, where: str = "") -> Mea
 
 def test_the_measured_false_alarm_rate_is_the_stated_one(run: RunFolder) -> None:
     report = measure(run, replicas=2000, rate=0.05, churns=(0.3, 1.0), losses=())
-    assert report.tests == 3 * (1 + 3)
+    assert (report.tests, report.objective_tests) == (3 * (1 + 3), 3)  # every cell has one layer: its mean
     assert report.keeps_its_rate
     for churn in (0.3, 1.0):
         assert 0.02 <= found(report, churn, 0).rate <= 0.055
@@ -69,7 +69,7 @@ def test_a_loss_takes_the_points_that_it_says_from_the_cells_it_hits(run: RunFol
 
 def test_a_rate_above_the_stated_one_is_said(run: RunFolder) -> None:
     alarm = Measured(1.0, 0.0, "", 30, 200, 0.1, 0.2)
-    report = GateReport("run", 1, 2, 0.01, (alarm,))
+    report = GateReport("run", 1, 2, 0, 0.01, (alarm,))
     assert not report.keeps_its_rate
     assert "DISAGREES" in report.render()
 
