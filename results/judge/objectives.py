@@ -83,7 +83,7 @@ def lost_layers(old: Record, new: Record) -> Iterator[tuple[str, float]]:
 
 def inputs_are_fixed(record: Record) -> bool:
     """Whether no layer's inputs depend on the rounding of another."""
-    return record.bits is None or source(record) != "quantised"
+    return record.bits is None or source(record) in ("merged", "expert")
 
 
 def source(record: Record) -> str:
