@@ -22,7 +22,8 @@ def pairs(group: Group, other: Group) -> list[tuple[Record, Record]]:
 def outcomes(samples: Samples) -> dict[str, Outcome]:
     """The outcome of every task of a cell: right or wrong, or ``Ranked`` for Spearman's rho."""
     predictions = samples.predictions
-    ranked = [name.removesuffix(REFERENCE) for name in predictions if name.endswith(REFERENCE)]
+    referenced = [name.removesuffix(REFERENCE) for name in predictions if name.endswith(REFERENCE)]
+    ranked = [task for task in referenced if task not in samples.correct]  # the others' are of classes
     ends = (PREDICTION, REFERENCE)
     return {
         **samples.correct,
@@ -30,6 +31,14 @@ def outcomes(samples: Samples) -> dict[str, Outcome]:
     }
 
 
+def ranked_outcomes(samples: Samples) -> dict[str, Outcome]:
+    """Right or wrong by task where the task's answers were ranked by their likelihood; no other task."""
+    arrays = samples.predictions
+    tasks = [name.removesuffix(RANKED) for name in arrays if name.endswith(RANKED)]
+    return {task: arrays[task + RANKED] == arrays[task + REFERENCE] for task in tasks}
+
+
+RANKED = "@ranked"  # after a task's name: the class whose answer is the likeliest
 Group = tuple[Record, ...]
 # the fields of the quantisation grid, which two cells that are compared must share
 GRID_AXES = ("group_size", "symmetric", "act_order", "block_size", "fit_scales_on", "scale_dtype")
