@@ -54,7 +54,7 @@ def _finding(analysis: Analysis, reading: str, sides: tuple[Group, Group], score
     notes = [
         ", ".join(lost) or f"smallest change: {worst.name} {worst.points:+.1f}",
         f"smallest loss that could have been ruled out: {blind.visible:.1f} ({blind.name})",
-        "underpowered" if blind.visible > MARGIN else "",
+        "underpowered" if outcome == "cannot tell" and blind.visible > MARGIN else "",
         draws(alone, outcome),
     ]
     return found(
