@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property
 from statistics import fmean
+from typing import Literal
 
 from results.analysis.groups import (
     Group,
@@ -15,6 +16,7 @@ from results.analysis.groups import (
     grouped,
     outcomes,
     pairs,
+    ranked_outcomes,
     settings,
     shared_axes,
 )
@@ -22,6 +24,8 @@ from results.analysis.rows import Row, in_order, measured, not_run, recovered
 from results.analysis.stats import Difference, Outcome, hierarchical_bootstrap, holm
 from results.store.folder import Reading, RunFolder
 from results.store.records import Manifest, Record
+
+Score = Literal["generated", "ranked"]  # of text suites; all else has the first one alone
 
 
 class Analysis:
@@ -33,8 +37,8 @@ class Analysis:
 
     def __init__(self, folder: RunFolder) -> None:
         self.folder = folder
-        self._outcomes: dict[str, dict[str, Outcome]] = {}
-        self._differences: dict[tuple[tuple[str, ...], tuple[str, ...]], Difference] = {}
+        self._outcomes: dict[tuple[str, Score], dict[str, Outcome]] = {}
+        self._differences: dict[tuple[tuple[str, ...], tuple[str, ...], Score], Difference] = {}
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> Analysis:
@@ -81,15 +85,24 @@ class Analysis:
         words = self._settings[group[0].key]
         return f"{group[0].method} ({words})" if words else group[0].method
 
-    def outcomes(self, record: Record) -> dict[str, Outcome]:
-        """What a cell did on every test sample, by task.
+    def outcomes(self, record: Record, score: Score = "generated") -> dict[str, Outcome]:
+        """What a cell did on every test sample, by task; ``ranked`` has the tasks with ranked answers alone.
 
         Raises:
             UserError: the cell's file of samples cannot be used.
         """
-        if record.key not in self._outcomes:
-            self._outcomes[record.key] = outcomes(self.folder.samples(record.key))
-        return self._outcomes[record.key]
+        if (record.key, score) not in self._outcomes:
+            samples = self.folder.samples(record.key)
+            read = outcomes if score == "generated" else ranked_outcomes
+            self._outcomes[record.key, score] = read(samples)
+        return self._outcomes[record.key, score]
+
+    def scores(self, *groups: Group) -> list[Score]:
+        """The scores that all cells of the groups have."""
+        records = [record for group in groups for record in group]
+        if all(getattr(record, "average_ranked", None) is not None for record in records):
+            return ["generated", "ranked"]
+        return ["generated"]
 
     # -- cells beside each other
 
@@ -106,15 +119,17 @@ class Analysis:
         ]
         return max(partners, key=lambda other: (shared_axes(first, other[0]), other[0].key), default=None)
 
-    def difference(self, group: Group, other: Group) -> Difference:
+    def difference(self, group: Group, other: Group, score: Score = "generated") -> Difference:
         """The paired difference of two groups' averages over their common seeds, as fractions."""
         ours, others = zip(*pairs(group, other), strict=True)
-        return self._difference(ours, others)
+        return self._difference(ours, others, score)
 
-    def _difference(self, ours: Sequence[Record], others: Sequence[Record]) -> Difference:
-        pair = tuple(record.key for record in ours), tuple(record.key for record in others)
+    def _difference(
+        self, ours: Sequence[Record], others: Sequence[Record], score: Score = "generated"
+    ) -> Difference:
+        pair = tuple(record.key for record in ours), tuple(record.key for record in others), score
         if pair not in self._differences:
-            sides = ([self.outcomes(record) for record in side] for side in (ours, others))
+            sides = ([self.outcomes(record, score) for record in side] for side in (ours, others))
             self._differences[pair] = hierarchical_bootstrap(*sides)
         return self._differences[pair]
 

@@ -22,13 +22,18 @@ def pairs(group: Group, other: Group) -> list[tuple[Record, Record]]:
 def outcomes(samples: Samples) -> dict[str, Outcome]:
     """The outcome of every task of a cell: right or wrong, or ``Ranked`` for Spearman's rho."""
     predictions = samples.predictions
-    ranked = [name.removesuffix(REFERENCE) for name in predictions if name.endswith(REFERENCE)]
-    ranked = [task for task in ranked if task not in samples.correct]  # references of classes are not ranks
+    referenced = [name.removesuffix(REFERENCE) for name in predictions if name.endswith(REFERENCE)]
+    ranked = [task for task in referenced if task not in samples.correct]  # the others' are of classes
     ends = (PREDICTION, REFERENCE)
     return {
         **samples.correct,
         **{task: Ranked(*(predictions[task + end].astype(np.float64) for end in ends)) for task in ranked},
     }
+
+
+def ranked_outcomes(samples: Samples) -> dict[str, Outcome]:
+    """Right or wrong by task where the task's answers were ranked by their likelihood; no other task."""
+    return dict(samples.ranked)
 
 
 Group = tuple[Record, ...]

@@ -23,7 +23,8 @@ from results.analysis.groups import Group
 from results.analysis.rows import mean_tasks
 from results.analysis.stats import NORMAL_95, standard_error
 from results.paper import ledger
-from results.paper.claims import FLOOR, READINGS, Verdict, judge
+from results.paper.claims import Verdict, judge
+from results.paper.findings import FLOOR, READINGS
 from results.store.records import Manifest, TaskResult
 
 _PRINTED = 0.05

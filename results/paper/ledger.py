@@ -59,7 +59,7 @@ class Headline(_Form):
 
 
 class Claim(_Form):
-    """A claim of the paper, and how it can be checked."""
+    """A claim, and how it can be checked."""
 
     id: str
     text: str
@@ -135,7 +135,7 @@ def paper() -> Paper:
 
 
 def claims() -> list[Claim]:
-    """The paper's claims C1 to C4."""
+    """The paper's claims C1 to C4, and C5, our wording of its thesis."""
     return [Claim(**entry) for entry in _read("claims.json")["claims"]]
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from results.paper.claims import READINGS, Finding, Verdict
+from results.paper.claims import Verdict
 from results.paper.compare import BesidePaper, Line
+from results.paper.findings import READINGS, Finding
 from results.tables.formats import Table, Text
 
 _NUMBERS = ("ours", "published", "difference", "tolerance", "status")
@@ -75,23 +76,32 @@ def claims_table(beside: BesidePaper) -> Table:
         [Text(x) for x in (verdict.claim.id, *(verdict.readings[name] for name in READINGS), verdict.overall)]
         for verdict in beside.verdicts
     ]
-    return Table("The paper's claims", headers, rows, words=len(headers))
+    return Table("Claims: C1 to C4 are the paper's, C5 is ours", headers, rows, words=len(headers))
 
 
 def findings_table(verdict: Verdict) -> Table | None:
     """The tests of a claim with the numbers behind them; None where none could be made."""
     if not verdict.findings:
         return None
-    headers = ("method", "merge", "quantity", "numbers behind it", "passes", "bits", "value", "95 % interval")
+    headers = (
+        "method",
+        "merge",
+        "quantity",
+        "numbers behind it",
+        "outcome",
+        "bits",
+        "value",
+        "95 % interval",
+    )
     rows = [
         [
             Text(finding.method),
             Text(finding.merge or ""),
             Text(finding.quantity),
             Text(finding.note),
-            Text("yes" if finding.passed else "no"),
+            Text(finding.outcome),
             _bits(finding.bits),
-            _number(finding.value, "g" if finding.low is None else "+.2f"),
+            _number(finding.value, ".4g" if finding.low is None else "+.2f"),
             Text(_interval(finding)),
         ]
         for finding in verdict.findings

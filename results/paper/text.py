@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict
 
 from results.paper import ledger
-from results.paper.claims import Finding
 from results.paper.compare import BesidePaper, Line, fields
+from results.paper.findings import Finding
 from results.paper.tables import bounds_table, claims_table, findings_table, headline_table
 from results.tables.formats import csv_text, escape_markdown, json_text, markdown
 
@@ -57,7 +57,7 @@ def to_csv(beside: BesidePaper) -> str:
             **_csv_fields(finding),
             "section": verdict.claim.id,
             "ours": finding.value,
-            "status": "passes" if finding.passed else "fails",
+            "status": finding.outcome,
         }
         for verdict in beside.verdicts
         for finding in verdict.findings

@@ -21,8 +21,8 @@ from results.analysis.rows import Row
 from results.figures.data import FigureData, data_csv
 from results.figures.files import Drawing
 from results.figures.style import adaptive
-from results.paper.claims import READINGS
 from results.paper.compare import compare
+from results.paper.findings import READINGS
 from results.paper.tables import bounds_table, findings_table, headline_table
 from results.store.files import os_errors, write_atomically
 from results.store.records import Manifest

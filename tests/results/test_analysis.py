@@ -87,7 +87,8 @@ def test_a_report_with_its_figures_and_tables_resamples_each_pair_once(
     page.save(analysis, figures, tmp_path / "report.html")
     files.save(tmp_path, figures)
     save(analysis)
-    # the three beside gptq, the four methods beside the merged model, and epmq beside epmq-no-anchor
-    assert list(counts.pairs.values()) == [1] * 8
+    # the three beside gptq, the four methods beside the merged model, epmq beside epmq-no-anchor, and the two
+    # draws of epmq beside gptq alone
+    assert list(counts.pairs.values()) == [1] * 10
     assert set(counts.files.values()) == {1}
     assert counts.reads == 1

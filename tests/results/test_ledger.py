@@ -25,8 +25,9 @@ def test_what_the_abstract_does_not_state_is_said() -> None:
     assert "likely reading" in notes["l14-20-w4"]
 
 
-def test_there_are_four_claims_each_with_a_check_and_a_source() -> None:
-    assert [claim.id for claim in ledger.claims()] == ["C1", "C2", "C3", "C4"]
+def test_there_are_the_papers_four_claims_and_our_own_each_with_a_check_and_a_source() -> None:
+    assert [claim.id for claim in ledger.claims()] == ["C1", "C2", "C3", "C4", "C5"]
+    assert [claim.id for claim in ledger.claims() if not claim.source.startswith("arXiv")] == ["C5"]
     assert all(claim.text and claim.check and claim.source for claim in ledger.claims())
 
 
