@@ -34,7 +34,10 @@ def add_to(commands: Any) -> None:
     )
     run.add_argument("--merge", nargs="+", metavar="NAME")
     run.add_argument(
-        "--method", nargs="+", metavar="NAME", help="roundings or familiar names; patterns allowed"
+        "--method",
+        nargs="*",
+        metavar="NAME",
+        help="roundings or familiar names; patterns allowed; no name leaves them out",
     )
     run.add_argument("--target", nargs="+", metavar="TARGET", help="of roundings: merged, expert")
     run.add_argument("--bits", nargs="+", type=int, metavar="N", help="2 to 8")

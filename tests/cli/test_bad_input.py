@@ -150,7 +150,7 @@ def manifest(folder: Path, **changes: Any) -> None:
         ({"schema": SCHEMA + 1}, ["manifest.json: schema"]),
         (
             {"schema": 1},
-            ["manifest.json: schema: must be 2, not '1', which this version of epmq cannot read"],
+            ["manifest.json: schema: must be 3, not '1', which this version of epmq cannot read"],
         ),
         ({"revisions": {}}, ["its results come from another revision of the suite"]),
     ],

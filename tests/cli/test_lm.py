@@ -348,7 +348,6 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
         yield hub
 
 
-@pytest.mark.timeout(300)  # a process of its own, which imports and compiles everything again
 def test_models_and_data_of_the_hub_are_pinned_in_the_cache(hub: Hub, tmp_path: Path) -> None:
     """On the replica: a tiny Llama, an expert in bfloat16 and a LoRA expert; one process after another."""
     prompts = {"rte": "Does {{sentence1}} mean {{sentence2}} ?", "sst2": "Is {{sentence}} good ?"}

@@ -6,8 +6,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 from results.analysis.analysis import Analysis
 from results.store.records import Record
 from results.tables.comparison import render
@@ -22,7 +20,6 @@ def untimed(record: Record) -> Record:
     return record.model_copy(update={"seconds": {}, "peak_memory_bytes": 0, "record_sha256": None})
 
 
-@pytest.mark.timeout(400)
 def test_killed_runs_from_the_hub_end_in_the_same_tables(tmp_path: Path) -> None:
     suite, *_ = write_suites(tmp_path / "suites")
     with Hub(build(tmp_path / "content")) as hub:

@@ -68,7 +68,7 @@ class Hub:
         """What HF_ENDPOINT has to be."""
         return f"http://127.0.0.1:{self._server.server_address[1]}"
 
-    def env(self, cache: Path, timeout: int = 10) -> dict[str, str]:
+    def env(self, cache: Path, timeout: int = 60) -> dict[str, str]:
         """A client process's environment: this endpoint, a cache folder, seconds to wait for an answer."""
         inherited = {name: value for name, value in os.environ.items() if not name.startswith(CLIENTS)}
         settings = {

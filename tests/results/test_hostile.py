@@ -72,13 +72,13 @@ def test_a_damaged_folder_is_explained(outside: Path, hostile: Hostile) -> None:
     make_whole(outside / "run")
     hostile.edit(outside / "run")
     files = sorted(outside.rglob("*"))
-    start = time.monotonic()
+    start = time.process_time()
     tracemalloc.start()
     found = list(complaints(outside / "run"))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 100 * 2**20
-    assert time.monotonic() - start < 10
+    assert time.process_time() - start < 10  # of work, however busy the machine is
     assert sorted(outside.rglob("*")) == files
     assert bool(found) == (hostile.complaint is not None), found
     assert hostile.complaint is None or any(re.search(hostile.complaint, text) for text in found), found

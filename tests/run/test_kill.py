@@ -10,8 +10,6 @@ import threading
 import time
 from pathlib import Path
 
-import pytest
-
 from results.analysis.analysis import Analysis
 from results.store.folder import RunFolder
 from results.tables.comparison import FORMATS, render
@@ -72,7 +70,6 @@ def tables(out: Path) -> dict[str, str]:
     return {fmt: render(Analysis.open(out), fmt) for fmt in FORMATS}
 
 
-@pytest.mark.timeout(300)
 def test_killed_runs_lose_no_finished_cell_and_end_in_the_same_tables(
     tiny: TinySuite, tmp_path: Path
 ) -> None:

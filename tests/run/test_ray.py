@@ -38,7 +38,6 @@ def untimed(record: Record) -> Record:
     return record.model_copy(update={"seconds": {}, "peak_memory_bytes": 0, "record_sha256": None})
 
 
-@pytest.mark.timeout(400)  # two workers import torch at once
 @pytest.mark.filterwarnings("default")  # what Ray leaves open is not ours to fail on
 def test_workers_give_the_records_of_one_process(tiny: TinySuite, tmp_path: Path, cluster: Any) -> None:
     alone = run(tiny.suite, ASKED, tmp_path / "alone", {})

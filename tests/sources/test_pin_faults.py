@@ -73,7 +73,7 @@ def test_faults_that_pass_are_outlasted(content: Path, tmp_path: Path) -> None:
         hub.fail(f"/{SAFE}/resolve/*/model.safetensors", "cut", times=1)
         hub.fail(f"/{PICKLED}/resolve/*/pytorch_model.bin", "corrupt", times=1)
         hub.fail(f"/datasets/{PCAM}/resolve/*/test-*", "cut", times=2)
-        found, _ = replica.script(FETCH, timeout=1)
+        found, _ = replica.script(FETCH, timeout=4)
         faults = {(one.fault, one.file or one.path) for one in hub.served if one.fault}
         assert {kind for kind, _ in faults} == {"500", "429", "stall", "cut", "corrupt"}
         assert found == served(replica)
