@@ -6,6 +6,10 @@ A query is a line of words; its first names the source:
     micro-clip-8 ties/epmq/4 - ties/gptq/4 average     the difference of two rows, in points
     micro-clip-8 max */epmq*/4 average                 the largest (or min) over the rows of a pattern
     micro-clip-8 ties/gptq/4 vs_gptq unsigned          a difference without its sign, which must be plus
+    draws micro-clip-8 ties/epmq/4 tasks.mnist.balanced mean     a score in a row's records, the mean over its
+                                                                 draws (or min, max), in percent
+    paired micro-clip-8 ties/epmq/4 - ties/gptq/4 value          two rows' paired difference, in points, or an
+                                                                 end of its interval, low or high
     paper b32-8-ta-w4 epmq_value                       what results/paper/headline.json says of the paper
     bounds count                                       how many results results/paper/bounds.json holds
     json results/committed/FILE.json 0.distance        an entry of any committed file, as it is; or, with
@@ -26,6 +30,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from docs.tools.draws import over_draws, paired
 from epmq.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -33,6 +38,7 @@ RUNS = ROOT / "results" / "committed" / "runs"
 PAPER = ROOT / "results" / "paper"
 SIGNED = ("vs_gptq",)  # columns that are differences: their sign is always written
 PLAIN = ("bits", "packed", "seconds", "peak_memory", "seed", "vs_gptq_p")  # columns that are no fractions
+OF_RECORDS = ("draws", "paired")  # sources that read records in place of a table
 EXTREMES: dict[str, Callable[[Sequence[float]], float]] = {"max": max, "min": min}
 
 
@@ -45,6 +51,8 @@ def value(query: str) -> float:
     source, *words = query.split()
     if source == "paper" and len(words) == 2:
         return float(_field(_headline(words[0]), words[1], query))
+    if source in OF_RECORDS:
+        return _of_records(source, [word for word in words if word != "unsigned"], query)
     if source == "bounds" and words == ["count"]:
         return len(_json(PAPER / "bounds.json")["entries"])
     if source == "json" and len(words) in (2, 3):
@@ -60,7 +68,7 @@ def text(query: str) -> str:
     number = value(query)
     if words[-1] == "percent":
         return f"{number:.1f}"
-    if source not in tables():
+    if source not in (*tables(), *OF_RECORDS):
         return f"{number:g}"
     if words[-1].startswith(PLAIN):
         return f"{number:.3g}"
@@ -68,7 +76,7 @@ def text(query: str) -> str:
         if number < 0:
             raise UserError(f"{query!r} is {number:+.1f}, so that it needs its sign; correct the sentence")
         return f"{number:.1f}"
-    signed = "-" in words or words[-1].startswith(SIGNED)
+    signed = "-" in words or words[-1].startswith(SIGNED)  # the minus between two rows is a word of its own
     return f"{number:+.1f}" if signed else f"{number:.1f}"
 
 
@@ -79,9 +87,7 @@ def tables() -> list[str]:
 
 def rows(suite: str, pattern: str) -> list[dict[str, Any]]:
     """The rows of a committed table whose MERGE/METHOD/BITS matches a shell-style pattern, in their order."""
-    if suite not in tables():
-        raise UserError(f"no committed run is called {suite!r}; known: {', '.join(tables())}")
-    return [row for row in _json(RUNS / suite / "table.json") if fnmatchcase(name(row), pattern)]
+    return [row for row in _json(_folder(suite) / "table.json") if fnmatchcase(name(row), pattern)]
 
 
 def name(row: dict[str, Any]) -> str:
@@ -115,8 +121,27 @@ def _of_table(suite: str, words: list[str], query: str) -> float:
         case [left, "-", right, field]:
             return _of_table(suite, [left, field], query) - _of_table(suite, [right, field], query)
         case [row, field]:
-            return float(_field(one(suite, row), field, query)) * _scale(field)
+            number = _field(one(suite, row), field, query)
+            if number is None:
+                raise UserError(f"{query!r}: the row was not run, or has no {field}")
+            return float(number) * _scale(field)
     raise UserError(f"{query!r} is no query; see the docstring of docs/tools/records.py")
+
+
+def _of_records(source: str, words: list[str], query: str) -> float:
+    """A score over draws or a paired difference, in percent."""
+    match source, words:
+        case "draws", [suite, row, field, which]:
+            return 100 * over_draws(_folder(suite), row, field, which)
+        case "paired", [suite, row, "-", other, end]:
+            return 100 * paired(_folder(suite), row, other, end)
+    raise UserError(f"{query!r} is no query; see the docstring of docs/tools/records.py")
+
+
+def _folder(suite: str) -> Path:
+    if suite not in tables():
+        raise UserError(f"no committed run is called {suite!r}; known: {', '.join(tables())}")
+    return RUNS / suite
 
 
 def _scale(field: str) -> float:

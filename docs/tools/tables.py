@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 
 from tabulate import tabulate
 
-from docs.tools.records import RUNS, headlines, one, task_fields, task_name
+from docs.tools.records import RUNS, headlines, one, task_fields, task_name, text
 from docs.tools.records import tables as committed
 from epmq.errors import UserError
 
@@ -21,7 +21,8 @@ def table(words: Sequence[str]) -> str:
 
     Either ``SUITE PATTERN ... : COLUMN, COLUMN, ...`` (rows MERGE/METHOD/BITS and columns of the committed
     table, in its order), or ``tasks SUITE ROW=HEADING ...`` (a line for each task and their average), or
-    ``paper``, or ``plan SUITE SUITE ...``.
+    ``balanced SUITE ROW=HEADING ...`` (balanced accuracies, beside each task's largest class), or ``paper``,
+    or ``plan SUITE SUITE ...``.
 
     Raises:
         UserError: there is no such table, row or column.
@@ -33,6 +34,8 @@ def table(words: Sequence[str]) -> str:
         return _plans(rest)
     if kind == "tasks":
         return _tasks(rest[0], [word.partition("=")[::2] for word in rest[1:]])
+    if kind == "balanced":
+        return _balanced(rest[0], [word.partition("=")[::2] for word in rest[1:]])
     if kind not in committed():
         raise UserError(f"no committed run is called {kind!r}; known: {', '.join(committed())}")
     line = " ".join(rest)
@@ -65,6 +68,22 @@ def _tasks(suite: str, asked: Sequence[tuple[str, str]]) -> str:
     average = ["average", *(f"{100 * row['average']:.1f}" for row in found)]
     heading = ["task", *((heading or row).replace("_", " ") for row, heading in asked)]
     return _markdown(heading, [*lines, average])
+
+
+def _balanced(suite: str, asked: Sequence[tuple[str, str]]) -> str:
+    """A line for each task of classes: the share of its largest class, then balanced accuracies."""
+
+    def score(row: str, task: str, field: str) -> str:
+        return text(f"draws {suite} {row} tasks.{task}.{field} mean")
+
+    first = one(suite, asked[0][0])
+    tasks = [field.removeprefix("accuracy_") for field in task_fields(first) if field.startswith("accuracy_")]
+    lines = [
+        [task, score(asked[0][0], task, "majority"), *(score(row, task, "balanced") for row, _ in asked)]
+        for task in tasks
+    ]
+    heading = ["task", "largest class", *((heading or row).replace("_", " ") for row, heading in asked)]
+    return _markdown(heading, lines)
 
 
 def _headline() -> str:

@@ -122,7 +122,7 @@ def test_the_papers_numbers_are_those_of_its_file() -> None:
 
 def test_a_table_holds_the_rows_and_columns_that_were_asked_for() -> None:
     lines = table(
-        [MICRO, "ties/gptq/*", "none/experts/full", ":", "method,", "bits,", "average"]
+        [MICRO, "ties/gptq/[43]", "none/experts/full", ":", "method,", "bits,", "average"]
     ).splitlines()
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
     assert cells[0] == ["method", "bits", "average"]
