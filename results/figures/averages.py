@@ -23,6 +23,7 @@ from results.figures.style import (
 )
 
 _BESIDE_FULL = 1.05  # of the axis, for the names of the bounds
+_LINE = 0.04  # of the height, for a line of text
 
 
 def accuracy(data: FigureData) -> Figure:
@@ -50,8 +51,7 @@ def _accuracy_panel(ax: Axes, points: Sequence[Point], bits: Sequence[int | None
     ax.set_xticks([_place(bit, bits) for bit in bits], [str(bit or "full") for bit in bits])
     ax.grid(axis="y")
     _bounds(ax, bounds)
-    for point in ceilings:
-        _ceiling(ax, point, series)
+    _ceilings(ax, ceilings, series)
     ends = []
     for index, (label, group) in enumerate(groups.items()):
         shift = 0.34 * (index / max(len(groups) - 1, 1) - 0.5)
@@ -75,12 +75,18 @@ def _bounds(ax: Axes, points: Sequence[Point]) -> None:
         )
 
 
-def _ceiling(ax: Axes, point: Point, series: Series) -> None:
-    label, value = str(point["label"]), number(point, "average", 100)
-    look = series.line(label, str(point["role"]))
-    ax.errorbar([0], [value], yerr=errors([point], "average"), elinewidth=0.9, **look)
-    words, colour = shortened(label, 18), look["color"]
-    ax.annotate(words, (0, value), (4, 2), textcoords="offset points", color=colour, fontsize=7.2)
+def _ceilings(ax: Axes, points: Sequence[Point], series: Series) -> None:
+    """Draw what is in full precision, names beside it, one above the other where they would overlap."""
+    low, high = ax.get_ylim()
+    free = low
+    for point in sorted(points, key=lambda point: number(point, "average")):
+        label, value = str(point["label"]), number(point, "average", 100)
+        look = series.line(label, str(point["role"]))
+        ax.errorbar([0], [value], yerr=errors([point], "average"), elinewidth=0.9, **look)
+        height = max(value, free)
+        words, colour = shortened(label, 28), look["color"]
+        ax.annotate(words, (0, height), (4, 2), textcoords="offset points", color=colour, fontsize=6.6)
+        free = height + _LINE * (high - low)
 
 
 def _line(
