@@ -1,0 +1,111 @@
+"""Further lessons of some tasks, made from training rows: a linear teacher's answers, fresh swaps of words.
+
+``Linear`` is the reference learner of ``ceiling`` too: TF-IDF of words and pairs of words, logistic
+regression, or ridge regression for scores. Needs scikit-learn (``pip install 'epmq[train]'``).
+"""
+
+from __future__ import annotations
+
+from typing import Any, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.sparse import csr_matrix, hstack
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.linear_model import LogisticRegression, Ridge
+
+from benchmarks.embedded.micro_glue_8.answers import Pairs, Row, encoded, held_out
+from benchmarks.embedded.training import step_generator
+from benchmarks.suites.forms import TextTask
+from benchmarks.suites.prompt import LmTask
+
+TAUGHT = (
+    "snli",
+    "sarcasm",
+    "sms-spam",
+    "supersense",
+    "sentiment",
+)  # whose experts learn from the linear model, too
+LESSONS = 40_000  # rows that the linear model answers, of each such task
+FRESH = 7_000  # hypotheses of snli in order and swapped, for acceptability
+
+
+class Linear:
+    """A linear model on the TF-IDF of words and pairs of words of every column."""
+
+    def __init__(self, columns: tuple[str, ...], scores: bool) -> None:
+        self.columns, self.scores = columns, scores
+        self.words = [TfidfVectorizer(ngram_range=(1, 2), min_df=2, sublinear_tf=True) for _ in columns]
+        self.model: Any = Ridge(1.0) if scores else LogisticRegression(C=4, max_iter=300)
+
+    def fit(self, rows: list[Row]) -> Self:
+        texts = [[row[c] for row in rows] for c in self.columns]
+        x = hstack([words.fit_transform(t) for words, t in zip(self.words, texts, strict=True)])
+        self.model.fit(x, [row["label"] for row in rows])
+        return self
+
+    def _features(self, rows: list[Row]) -> csr_matrix:
+        parts = [
+            words.transform([row[c] for row in rows])
+            for words, c in zip(self.words, self.columns, strict=True)
+        ]
+        return csr_matrix(hstack(parts))
+
+    def predict(self, rows: list[Row]) -> NDArray[np.float64]:
+        """Labels, or scores: ``(n,)``."""
+        found: NDArray[np.float64] = self.model.predict(self._features(rows))
+        return found
+
+    def teach(self, rows: list[Row]) -> NDArray[np.float64]:
+        """Probabilities of the labels in ascending order ``(n, k)``, or scores ``(n,)``."""
+        x = self._features(rows)
+        found: NDArray[np.float64] = self.model.predict(x) if self.scores else self.model.predict_proba(x)
+        return found
+
+
+def crossed(rows: list[Row], columns: tuple[str, ...], count: int, g: torch.Generator) -> list[Row]:
+    """Rows whose texts begin as one row's and end as another's, cut at words; without labels."""
+
+    def draw(n: int) -> int:
+        return int(torch.randint(n, (), generator=g))
+
+    def cross(one: str, other: str) -> str:
+        begin, end = one.split(), other.split()
+        return " ".join([*begin[: draw(len(begin) + 1)], *end[draw(len(end)) :]])
+
+    found = []
+    for _ in range(count):
+        one, other = (rows[draw(len(rows))] for _ in range(2))
+        found.append({c: cross(one[c], other[c]) for c in columns})
+    return found
+
+
+def swapped(sentence: str, g: torch.Generator) -> str | None:
+    """The sentence with two different neighbouring words swapped at random; ``None`` if it has none."""
+    words = sentence.split()
+    places = [i for i in range(len(words) - 1) if words[i].lower() != words[i + 1].lower()]
+    if not places:
+        return None
+    at = places[int(torch.randint(len(places), (), generator=g))]
+    words[at], words[at + 1] = words[at + 1], words[at]
+    return " ".join(words)
+
+
+def lessons_of(task: TextTask, read: LmTask, data: dict[str, list[Row]], tokenizer: Any) -> Pairs | None:
+    """Further lessons of a task, from training rows that are not held out; ``None`` if it has none."""
+    train = [data[task.task][int(i)] for i in held_out(len(data[task.task]), task.task)[0]]
+    g = step_generator("lessons", task.task)
+    if task.task in TAUGHT:
+        teacher = Linear(read.columns, read.metric == "spearman").fit(train)
+        crossings = crossed(train, read.columns, LESSONS, g)
+        return encoded(tokenizer, read, crossings, teacher.teach(crossings))
+    if task.task != "acceptability":
+        return None
+    snli = [data["snli"][int(i)] for i in held_out(len(data["snli"]), "snli")[0]]
+    other = sorted({r["hypothesis"] for r in snli})
+    drawn = torch.randperm(len(other), generator=g)[:FRESH]
+    right = [r["sentence"] for r in train if r["label"] == 1] + [other[int(i)] for i in drawn]
+    wrong = [s for s in (swapped(text, g) for text in right) if s is not None]
+    pairs = [(s, 1) for s in right] + [(s, 0) for s in wrong]
+    return encoded(tokenizer, read, [{"sentence": s, "label": label} for s, label in pairs])
