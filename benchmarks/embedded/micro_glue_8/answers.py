@@ -113,7 +113,7 @@ def score(model: Any, data: Pairs) -> dict[str, float]:
     The score is accuracy, an invalid answer being wrong; or Spearman's rho, an invalid answer being 0.0.
     """
     part = data.subset(torch.arange(min(MEASURED, len(data))))
-    found = [spoken(model, part.subset(index)) for index in torch.arange(len(part)).split(64)]
+    found = [spoken(model, part.subset(index)) for index in torch.split(torch.arange(len(part)), 64)]
     among, ranked = torch.cat([x[0] for x in found]), torch.cat([x[1] for x in found])
     valid = among.any(1)
     if part.labels is None:
@@ -130,7 +130,7 @@ def score(model: Any, data: Pairs) -> dict[str, float]:
 def spoken(model: Any, data: Pairs) -> tuple[Tensor, Tensor]:
     """Which answer greedy generation gives, as a boolean row ``(n, k)``, and the index of the likeliest."""
     x = padded(data.sources, 0)
-    asked = {"attention_mask": (x != 0).long()}
+    asked: dict[str, Any] = {"attention_mask": (x != 0).long()}
     read = model(input_ids=x, **asked, decoder_input_ids=torch.zeros(len(x), 1, dtype=torch.long))
     first = read.logits[:, 0]
     said = first.argmax(1)

@@ -100,12 +100,28 @@ def lessons_of(task: TextTask, read: LmTask, data: dict[str, list[Row]], tokeniz
         teacher = Linear(read.columns, read.metric == "spearman").fit(train)
         crossings = crossed(train, read.columns, LESSONS, g)
         return encoded(tokenizer, read, crossings, teacher.teach(crossings))
-    if task.task != "acceptability":
-        return None
-    snli = [data["snli"][int(i)] for i in held_out(len(data["snli"]), "snli")[0]]
-    other = sorted({r["hypothesis"] for r in snli})
-    drawn = torch.randperm(len(other), generator=g)[:FRESH]
-    right = [r["sentence"] for r in train if r["label"] == 1] + [other[int(i)] for i in drawn]
-    wrong = [s for s in (swapped(text, g) for text in right) if s is not None]
-    pairs = [(s, 1) for s in right] + [(s, 0) for s in wrong]
-    return encoded(tokenizer, read, [{"sentence": s, "label": label} for s, label in pairs])
+    if task.task == "acceptability":
+        snli = [data["snli"][int(i)] for i in held_out(len(data["snli"]), "snli")[0]]
+        other = sorted({r["hypothesis"] for r in snli})
+        drawn = torch.randperm(len(other), generator=g)[:FRESH]
+        right = [r["sentence"] for r in train if r["label"] == 1] + [other[int(i)] for i in drawn]
+        wrong = [s for s in (swapped(text, g) for text in right) if s is not None]
+        pairs = [(s, 1) for s in right] + [(s, 0) for s in wrong]
+        return encoded(tokenizer, read, [{"sentence": s, "label": label} for s, label in pairs])
+    if task.task == "definition":
+        return encoded(tokenizer, read, of_a_kind(train, data["supersense"], g))
+    return None
+
+
+def of_a_kind(rows: list[Row], defined: list[Row], g: torch.Generator) -> list[Row]:
+    """Glosses of ``definition`` and ``supersense``, once with their own kind and once with another."""
+    kinds = sorted({row["category"] for row in rows})
+    known = [(row["gloss"], row["category"]) for row in rows if row["label"] == 1]
+    learnt = held_out(len(defined), "supersense")[0].tolist()
+    known += [(defined[i]["gloss"], kinds[defined[i]["label"]]) for i in learnt]
+    found = []
+    for gloss, kind in known:
+        others = [other for other in kinds if other != kind]
+        other = others[int(torch.randint(len(others), (), generator=g))]
+        found += [{"gloss": gloss, "category": c, "label": int(c == kind)} for c in (kind, other)]
+    return found

@@ -20,6 +20,7 @@ from benchmarks.embedded.micro_glue_8.answers import Pairs, encoded, held_out, s
 from benchmarks.embedded.micro_glue_8.train import HERE, read_model
 from benchmarks.suites import load as suites
 from benchmarks.suites import prompt
+from benchmarks.suites.forms import TextSuite
 from epmq.merge import merge
 
 EMBEDDING_COUNTS = {"shared.weight": 4}  # in T5's state dict: shared, both stacks' and the output layer
@@ -27,8 +28,9 @@ EMBEDDING_COUNTS = {"shared.weight": 4}  # in T5's state dict: shared, both stac
 
 def questions(tokenizer: Any, held: bool) -> dict[str, Pairs]:
     """Of every task, its test rows or the held-out ones of its training rows."""
-    found = {}
-    for task in suites.load("micro-glue-8").tasks:
+    found, suite = {}, suites.load("micro-glue-8")
+    assert isinstance(suite, TextSuite)
+    for task in suite.tasks:
         data = load_dataset(str(HERE / "data" / task.task), split="train" if held else "test").to_list()
         if held:
             data = [data[int(i)] for i in held_out(len(data), task.task)[1]]
