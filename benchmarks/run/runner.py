@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -94,9 +96,6 @@ def record(workbench: Workbench, cell: Cell, done: Outcome, experts: Record | No
     further = {task: scores({**correct, **found}, task, x.metric) for task, x in done.answers.items()}
     bits = [x.packed_bits for x in done.layers if x.packed_bits is not None]
     sizes = [x.rows * x.columns for x in done.layers if x.packed_bits is not None]
-    normalised = []
-    if experts and all(result.value for result in experts.tasks.values()):
-        normalised = [values[task] / result.value for task, result in experts.tasks.items()]
     return Record(
         key=cell.key(workbench.context),
         suite=workbench.suite.name,
@@ -117,9 +116,9 @@ def record(workbench: Workbench, cell: Cell, done: Outcome, experts: Record | No
             task: TaskResult(metric=x.metric, value=values[task], samples=len(x.actual), **further[task])
             for task, x in done.answers.items()
         },
-        average=sum(values.values()) / len(values),
+        average=math.fsum(values.values()) / len(values),
         average_ranked=mean_ranked(each["ranked"] for each in further.values()),
-        normalised=sum(normalised) / len(normalised) if normalised else None,
+        normalised=normalised(values, experts.tasks) if experts else None,
         layers=tuple(_layer(x) for x in done.layers),
         seconds=done.seconds,
         peak_memory_bytes=done.peak_memory,
@@ -127,6 +126,13 @@ def record(workbench: Workbench, cell: Cell, done: Outcome, experts: Record | No
         bits_per_weight=sum(bits) / sum(sizes) if bits else None,
         warnings=tuple(sorted(done.warnings)),
     )
+
+
+def normalised(values: Mapping[str, float], experts: Mapping[str, TaskResult]) -> float | None:
+    """The mean over tasks of the value over the expert's, in whatever order; None where an expert has 0."""
+    if not all(result.value for result in experts.values()):
+        return None
+    return math.fsum(values[task] / result.value for task, result in experts.items()) / len(experts)
 
 
 def _layer(report: LayerReport) -> LayerResult:

@@ -26,7 +26,7 @@ from benchmarks.images import workbench as image_workbench
 from benchmarks.images.decoded import Images
 from benchmarks.images.models import BASE_FILE, EXPERT_FILE
 from benchmarks.images.workbench import ImageWorkbench
-from benchmarks.run.runner import run
+from benchmarks.run.runner import normalised, run
 from benchmarks.sources import data
 from benchmarks.sources.fetch import digest
 from benchmarks.suites.forms import ImageTask
@@ -34,7 +34,7 @@ from epmq.calibration import Calibration
 from epmq.checkpoints.lazy import sha256
 from epmq.layer.spec import QuantSpec
 from results.store.folder import RunFolder
-from results.store.records import Record
+from results.store.records import Record, TaskResult
 from tests.fixtures.tiny_runs import few, request
 from tests.fixtures.tiny_suite import TASKS, TEMPLATES, TEST, TinySuite
 
@@ -260,3 +260,16 @@ def test_only_matching_layers_are_quantised_in_every_step(tiny: TinySuite, tmp_p
     asked = few(controls=controls, calibration={"layers": "*.1.mlp.*"})
     for record in run(tiny.suite, asked, tmp_path, {}).records():
         assert [layer.name for layer in record.layers] == ["blocks.1.mlp.c_fc", "blocks.1.mlp.c_proj"]
+
+
+def test_normalised_accuracy_does_not_depend_on_the_order_of_tasks() -> None:
+    """A record that was just made has the tasks in the order of the suite, one that was read, sorted."""
+    draw = np.random.default_rng(0)
+    for _ in range(50):
+        values = {f"task {i}": float(x) for i, x in enumerate(draw.random(8))}
+        experts = {
+            task: TaskResult(value=float(x), samples=9)
+            for task, x in zip(values, draw.random(8), strict=True)
+        }
+        backwards = dict(reversed(experts.items()))
+        assert normalised(values, experts) == normalised(values, backwards)
