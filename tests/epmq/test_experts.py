@@ -26,10 +26,7 @@ def model() -> Any:
 
 @pytest.fixture
 def experts(model: Any) -> dict[str, State]:
-    """Whole checkpoints of transformers, image tower changed."""
-    state = tiny_clip.tensors(model)
-    vision = {name: x for name, x in state.items() if name.startswith("vision_model.")}
-    return {task: {**state, **tiny_clip.expert(vision, seed)} for seed, task in enumerate(TASKS, start=1)}
+    return tiny_clip.whole_experts(model, TASKS)
 
 
 def adapter(folder: Path, base: State, seed: int) -> State:
