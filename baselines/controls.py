@@ -5,7 +5,17 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import partial
 
-from baselines.recipes import NO_ANCHOR_A, NO_ANCHOR_B, READING_A, READING_B, Pass, Recipe
+from baselines.recipes import (
+    DISTILLED,
+    GPTQ,
+    NO_ANCHOR_A,
+    NO_ANCHOR_B,
+    READING_A,
+    READING_B,
+    THROUGH,
+    Pass,
+    Recipe,
+)
 
 _control = partial(Recipe, kind="control")
 
@@ -28,7 +38,6 @@ REGMEAN = Pass(
 # RegMean++ (arXiv 2508.03121), likewise: the states before a block come from the model as it is being merged;
 # within it they are the expert's own block's, so that all of a block's layers are solved at once.
 REGMEAN_PP = replace(REGMEAN, fixed={**REGMEAN.fixed, "source": "expert-block"})
-GPTQ = Pass("merged")
 # The merged model in full precision is its own teacher: what errors of earlier layers did to a layer's inputs
 # is made up for, and no expert is read. QEP (arXiv 2504.09629) with its factor at 1.
 COMPENSATED = Pass("expert", {"teacher": "merged", "mixing": 1.0})
@@ -92,6 +101,36 @@ CONTROLS = {
             (COMPENSATED,),
             "gptq",
             reference="arXiv:2504.09629",
+        ),
+        _control(
+            "distilled",
+            "the merged model distilled from the experts end to end, in full precision",
+            before=DISTILLED,
+            reference="arXiv:1503.02531",
+        ),
+        _control(
+            "distilled-gptq",
+            "distilled, then GPTQ",
+            (GPTQ,),
+            "gptq",
+            before=DISTILLED,
+            reference="arXiv:1503.02531",
+        ),
+        _control(
+            "distilled-epmq",
+            "distilled, then E-PMQ, reading B",
+            (READING_B,),
+            "gptq",
+            before=DISTILLED,
+        ),
+        _control(
+            "distilled-qat",
+            "distilled, then GPTQ, then trained through the rounding",
+            (GPTQ,),
+            "gptq",
+            before=DISTILLED,
+            after=THROUGH,
+            reference="arXiv:1308.3432",
         ),
     )
 }

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -32,8 +32,8 @@ Solver = Callable[[LayerProblem], QuantizedWeight | Tensor]
 class LayerReport:
     """What happened to one group of linear layers that read the same input.
 
-    ``deviations`` are claim C3's, on the inputs that the walk calibrated on. ``packed_bits`` is ``None`` for
-    a full-precision solution.
+    ``deviations`` are claim C3's, on the inputs that the walk calibrated on. ``packed_bits`` and ``solution``
+    (the group's layers, their rows stacked) are ``None`` for a full-precision solution.
     """
 
     name: str
@@ -45,6 +45,7 @@ class LayerReport:
     warnings: tuple[str, ...]
     calibrate_seconds: float
     solve_seconds: float
+    solution: QuantizedWeight | None = field(default=None, repr=False)
 
 
 def centre(problem: LayerProblem) -> Tensor:
@@ -172,6 +173,7 @@ def _solve_embedding(name: str, tower: Tower, solve: Solver) -> LayerReport:
         warnings=(),
         calibrate_seconds=0.0,
         solve_seconds=time.perf_counter() - start,
+        solution=solution if isinstance(solution, QuantizedWeight) else None,
     )
 
 
@@ -208,6 +210,7 @@ def _solve_group(
         warnings=problem.warnings,
         calibrate_seconds=calibrate_seconds,
         solve_seconds=time.perf_counter() - start,
+        solution=solution if isinstance(solution, QuantizedWeight) else None,
     )
 
 
