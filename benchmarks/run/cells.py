@@ -53,12 +53,12 @@ class Cell:
 
     @property
     def axes(self) -> dict[str, Any]:
-        """Every axis, flat; those of a pass after the first under ``then.``, of the next ``then.then.``."""
+        """Recorded axes, flat; of a pass after the first under ``then.``, of the next ``then.then.``."""
         parts: dict[str, Any] = {} if self.samples is None else {"samples": self.samples}
         parts |= {} if self.decoder is None else {"decoder": self.decoder}
         for number, calibration in enumerate(self.passes):
             prefix = "" if number == 0 else "then." * number
-            parts |= {f"{prefix}{name}": value for name, value in asdict(calibration).items()}
+            parts |= {f"{prefix}{name}": value for name, value in calibration.recorded.items()}
         return parts if self.spec is None else parts | asdict(self.spec)
 
     @property
@@ -77,7 +77,8 @@ class Cell:
         Raises:
             TypeError: the context holds what is not JSON, which would have no stable key.
         """
-        described = {**asdict(self), "context": context}
+        passes = [each.recorded for each in self.passes]
+        described = {**asdict(self), "passes": passes, "context": context}
         return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -87,7 +88,7 @@ class Request:
 
     ``seeds`` draw calibration samples; what is not calibrated is one cell, at seed 0. ``decoder`` is an axis
     of text suites. ``merge_options`` holds one set of options or several; ``chosen`` a suite's own defaults
-    of calibration axes, by reading.
+    of calibration axes, by reading; ``pooled`` whether its models' head reads a class token alone.
     """
 
     merge: Sequence[str]
@@ -100,6 +101,7 @@ class Request:
     decoder: str | None = None
     merge_options: Sequence[Mapping[str, Any]] = ({},)
     chosen: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    pooled: bool = True
     calibration: dict[str, Any] = field(default_factory=dict)
     spec: dict[str, Any] = field(default_factory=dict)
 
@@ -133,9 +135,10 @@ def expand(request: Request) -> list[Cell]:
 def _refuse_idle_options(request: Request, cells: Iterable[Cell]) -> None:
     """An option that no cell takes would be dropped without a word."""
     taken = [item for cell in cells for item in (cell.axes | cell.merge_options).items()]
+    taken += [item for cell in cells for each in cell.passes for item in asdict(each).items()]
     options = [item for given in request.merge_options for item in given.items()]
     for name, value in [*(request.calibration | request.spec).items(), *options]:
-        if (name, value) not in taken and (f"then.{name}", value) not in taken:
+        if (name, value) not in taken:
             raise UserError(f"{name} {value!r} changes no cell that is asked for; leave it out")
 
 
@@ -153,6 +156,7 @@ def _cells(request: Request, recipe: Recipe, start: str, bits: int | None) -> It
             request.calibration,
             rounded=number == last and recipe.rounding is not None,
             chosen=request.chosen,
+            pooled=request.pooled,
         )
         for number, each in enumerate(recipe.passes)
     )

@@ -18,7 +18,7 @@ from epmq.calibration import Calibration
 from epmq.layer.spec import QuantSpec
 from epmq.models.layers import layer_groups
 from epmq.models.tower import Tower
-from epmq.walk import LayerReport, Solver, centre, walk
+from epmq.walk import LayerReport, Solver, centre, refuse_unfit, walk
 
 
 @dataclass
@@ -55,6 +55,7 @@ def refuse_impossible(workbench: Workbench, cell: Cell) -> None:
         for task in workbench.suite.tasks:
             workbench.sample_ids(task, cell.samples, cell.seed)
     for calibration in cell.passes:
+        refuse_unfit(workbench.tower, calibration, workbench.models.base)
         for part, group in layer_groups(workbench.tower, calibration.layers).values():
             weight = workbench.tower.get_parameter(f"{part}.{group[0]}.weight")
             if cell.spec is not None:
@@ -138,7 +139,8 @@ def _walk(
 ) -> None:
     assert cell.samples is not None
     inputs = workbench.calibration_inputs(cell.samples, cell.seed, cell.decoder)
-    steps = walk(tower, workbench.models.experts, inputs, calibration, solve)
+    models = workbench.models
+    steps = walk(tower, models.experts, inputs, calibration, solve, base=models.base)
     total = len(layer_groups(tower, calibration.layers))
     outcome.layers = list(tqdm(steps, desc="  layers", total=total, leave=False, delay=2))
     for layer in outcome.layers:
