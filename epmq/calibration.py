@@ -41,7 +41,7 @@ class Calibration:
             solved from inputs that were taken before any of them changed.
         mixing: a in x~ = (1 - a) x + a x_expert, the input of the experts' targets W_t x~. 0 is reading A
             (the experts' weights on the model's inputs), 1 is reading B (the experts' own features).
-        anchor: lambda of the pull towards W_m; only for the expert target.
+        anchor: lambda of the pull towards the anchor's point; only for the expert target.
         anchor_scale: lambda ``"relative"`` to the mean diagonal of sum_t c_t G_t, or ``"absolute"``.
         anchor_point: rho of A = rho W_m + (1 - rho) W_0, what the anchor pulls to, with W_0 of the base
             model. 1 is the merged model; FeatCal (arXiv 2605.13030) goes past it, to 2.2.
