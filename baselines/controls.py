@@ -28,16 +28,39 @@ REGMEAN = Pass(
         "mixing": 0.0,
         "anchor": 0.0,
         "anchor_scale": "relative",
+        "anchor_point": 1.0,
         "teacher": "experts",
         "patch_weight": 1.0,
         "off_diagonal": 0.95,
         "task_weight": "uniform",
         "recalibrate": "none",
+        "biases": "kept",
+        "norms": "kept",
     },
 )
 # RegMean++ (arXiv 2508.03121), likewise: the states before a block come from the model as it is being merged;
 # within it they are the expert's own block's, so that all of a block's layers are solved at once.
 REGMEAN_PP = replace(REGMEAN, fixed={**REGMEAN.fixed, "source": "expert-block"})
+# FeatCal (arXiv 2605.13030) at the settings of its public code, which is for CLIP. Where there is no class
+# token all tokens count alike; an RMS norm has a scale only. Its 1e-8 beside the ridge of 0.05 is left out.
+FEATCAL = Pass(
+    "expert",
+    {
+        "source": "quantised",
+        "sequential": "block",
+        "mixing": 0.25,
+        "anchor": 0.05,
+        "anchor_scale": "absolute",
+        "anchor_point": 2.2,
+        "task_weight": "frobenius",
+        "teacher": "experts",
+        "off_diagonal": 1.0,
+        "recalibrate": "none",
+        "biases": "closed-form",
+        "norms": "closed-form",
+    },
+    pooled={"patch_weight": 0.01, "patch_scope": "queries"},
+)
 # The merged model in full precision is its own teacher: what errors of earlier layers did to a layer's inputs
 # is made up for, and no expert is read. QEP (arXiv 2504.09629) with its factor at 1.
 COMPENSATED = Pass("expert", {"teacher": "merged", "mixing": 1.0})
@@ -94,6 +117,14 @@ CONTROLS = {
             "W* of reading B in full precision first, then GPTQ of that model",
             (READING_B, GPTQ),
             "gptq",
+        ),
+        _control("featcal", "FeatCal in full precision", (FEATCAL,), reference="arXiv:2605.13030"),
+        _control(
+            "featcal-gptq",
+            "FeatCal in full precision first, then GPTQ of that model",
+            (FEATCAL, GPTQ),
+            "gptq",
+            reference="arXiv:2605.13030",
         ),
         _control(
             "gptq-compensated",

@@ -12,7 +12,7 @@ from fnmatch import fnmatchcase
 from typing import Any, Literal
 
 from baselines.registry import names
-from epmq.calibration import IRRELEVANT, Calibration, Target
+from epmq.calibration import Calibration, Target
 from epmq.errors import UserError, nearest
 from epmq.refinement.budget import Budget
 
@@ -24,14 +24,16 @@ EPMQ = "arXiv:2605.16882"
 class Pass:
     """One calibration walk over the model: a target and axes of :class:`epmq.calibration.Calibration`.
 
-    ``fixed`` axes are the method's identity; ``defaults`` may be overridden by a suite, by its ``reading`` of
-    the expert target, and both by whoever runs it.
+    ``fixed`` axes are the method's identity, and so are ``pooled`` ones where the models read a class token
+    alone; ``defaults`` may be overridden by a suite, by its ``reading`` of the expert target, and both by
+    whoever runs it.
     """
 
     target: Target
     fixed: Mapping[str, Any] = field(default_factory=dict)
     defaults: Mapping[str, Any] = field(default_factory=dict)
     reading: Reading | None = None
+    pooled: Mapping[str, Any] = field(default_factory=dict)
 
     def calibration(
         self,
@@ -39,6 +41,7 @@ class Pass:
         *,
         rounded: bool,
         chosen: Mapping[str, Mapping[str, Any]] | None = None,
+        pooled: bool = True,
     ) -> Calibration:
         """The axes; raises UserError for a value out of range.
 
@@ -48,12 +51,14 @@ class Pass:
             overrides: what the command gives.
             rounded: whether a rounding follows.
             chosen: a suite's own defaults by reading.
+            pooled: whether the models' head reads a class token alone, as an image tower's.
         """
         suite = (chosen or {}).get(self.reading or "", {})
-        given = {**self.defaults, **suite, **overrides, "target": self.target, **self.fixed}
-        idle = (*IRRELEVANT[self.target], *(() if rounded else ("damping",)))
-        plain = Calibration()
-        return replace(Calibration(**given), **{name: getattr(plain, name) for name in idle})
+        fixed = {**self.fixed, **(self.pooled if pooled else {})}
+        given = {**self.defaults, **suite, **overrides, "target": self.target, **fixed}
+        found, plain = Calibration(**given), Calibration()
+        idle = (*found.idle, *(() if rounded else ("damping",)))
+        return replace(found, **{name: getattr(plain, name) for name in idle})
 
 
 @dataclass(frozen=True)

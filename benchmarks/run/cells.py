@@ -77,12 +77,12 @@ class Cell:
 
     @property
     def axes(self) -> dict[str, Any]:
-        """Every axis, flat; those of a pass after the first under ``then.``, of the next ``then.then.``."""
+        """Recorded axes, flat; of a pass after the first under ``then.``, of the next ``then.then.``."""
         parts: dict[str, Any] = {} if self.samples is None else {"samples": self.samples}
         parts |= {} if self.decoder is None else {"decoder": self.decoder}
         for number, calibration in enumerate(self.passes):
             prefix = "" if number == 0 else "then." * number
-            parts |= {f"{prefix}{name}": value for name, value in asdict(calibration).items()}
+            parts |= {f"{prefix}{name}": value for name, value in calibration.recorded.items()}
         for prefix, refining in (("before", self.before), ("after", self.after)):
             if refining is not None:
                 parts |= {f"{prefix}.{name}": value for name, value in refining.axes.items()}
@@ -112,7 +112,8 @@ class Cell:
         Raises:
             TypeError: the context holds what is not JSON, which would have no stable key.
         """
-        described = {**asdict(self), "context": context}
+        passes = [each.recorded for each in self.passes]
+        described = {**asdict(self), "passes": passes, "context": context}
         for name in ("before", "after"):  # a cell without refinement has the key that it had without these
             if described[name] is None:
                 del described[name]
@@ -125,7 +126,7 @@ class Request:
 
     ``seeds`` draw calibration samples; what is not calibrated is one cell, at seed 0. ``decoder`` is an axis
     of text suites. ``merge_options`` holds one set of options or several; ``chosen`` a suite's own defaults
-    of calibration axes, by reading.
+    of calibration axes, by reading; ``pooled`` whether its models' head reads a class token alone.
     """
 
     merge: Sequence[str]
@@ -138,6 +139,7 @@ class Request:
     decoder: str | None = None
     merge_options: Sequence[Mapping[str, Any]] = ({},)
     chosen: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    pooled: bool = True
     calibration: dict[str, Any] = field(default_factory=dict)
     refinement: dict[str, Any] = field(default_factory=dict)
     spec: dict[str, Any] = field(default_factory=dict)
@@ -172,11 +174,11 @@ def expand(request: Request) -> list[Cell]:
 def _refuse_idle_options(request: Request, cells: Iterable[Cell]) -> None:
     """An option that no cell takes would be dropped without a word."""
     taken = [item for cell in cells for item in (cell.axes | cell.merge_options).items()]
+    taken += [item for cell in cells for each in cell.passes for item in asdict(each).items()]
     options = [item for given in request.merge_options for item in given.items()]
     refining = {name: (f"before.{name}", f"after.{name}") for name in request.refinement}
     for name, value in [*(request.calibration | request.refinement | request.spec).items(), *options]:
-        places = refining.get(name, (name, f"then.{name}"))
-        if not any((place, value) in taken for place in places):
+        if not any((place, value) in taken for place in refining.get(name, (name,))):
             raise UserError(f"{name} {value!r} changes no cell that is asked for; leave it out")
 
 
@@ -194,6 +196,7 @@ def _cells(request: Request, recipe: Recipe, start: str, bits: int | None) -> It
             request.calibration,
             rounded=number == last and recipe.rounding is not None,
             chosen=request.chosen,
+            pooled=request.pooled,
         )
         for number, each in enumerate(recipe.passes)
     )

@@ -20,7 +20,7 @@ from epmq.layer.spec import QuantSpec
 from epmq.layer.weight import QuantizedWeight
 from epmq.models.layers import layer_groups
 from epmq.models.tower import Tower
-from epmq.walk import Solver, centre, walk
+from epmq.walk import Solver, centre, refuse_unfit, walk
 
 
 def refuse_impossible(workbench: Workbench, cell: Cell) -> None:
@@ -32,6 +32,7 @@ def refuse_impossible(workbench: Workbench, cell: Cell) -> None:
                 if each is not None:
                     each.budget.split(task.task, cell.samples)
     for calibration in cell.passes:
+        refuse_unfit(workbench.tower, calibration, workbench.models.base)
         for part, group in layer_groups(workbench.tower, calibration.layers).values():
             weight = workbench.tower.get_parameter(f"{part}.{group[0]}.weight")
             if cell.spec is not None:
@@ -121,7 +122,8 @@ def _walk(
     """One pass; returns the quantised weights by group."""
     assert cell.samples is not None
     inputs = workbench.calibration_inputs(cell.samples, cell.seed, cell.decoder)
-    steps = walk(tower, workbench.models.experts, inputs, calibration, solve)
+    models = workbench.models
+    steps = walk(tower, models.experts, inputs, calibration, solve, base=models.base)
     total = len(layer_groups(tower, calibration.layers))
     outcome.layers, found = [], {}
     for layer in tqdm(steps, desc="  layers", total=total, leave=False, delay=2):

@@ -75,13 +75,15 @@ def run(
 def decoding(suite: Suite, request: Request) -> Request:
     """The request with what calibration reads beside prompts: of text suites, by default experts' answers.
 
+    Their models have no class token.
+
     Raises:
         UserError: it is unknown, or a suite of images is asked for one.
     """
     if suite.kind == "text":
         asked = request.decoder or "experts"
         choose("decoder", asked, DECODERS)
-        return replace(request, decoder=asked)
+        return replace(request, decoder=asked, pooled=False)
     if request.decoder is not None:
         raise UserError(f"--decoder {request.decoder!r} changes nothing in {suite.name}; leave it out")
     return request
