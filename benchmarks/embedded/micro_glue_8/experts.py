@@ -23,6 +23,7 @@ from benchmarks.embedded.training import Schedule, optimise, step_generator, ste
 
 KEPT = 400  # prompts of every other task on which an expert keeps the base's answers
 KEPT_BATCH, KEPT_WEIGHT = 12, 0.25  # of these at a step, and the weight of their loss
+AGAIN = 0.4
 FIXED = 3  # special tokens whose embedding stays: padding, the end, the unknown
 
 
@@ -33,6 +34,8 @@ class Expert:
     Attributes:
         steps, rate: of the schedule.
         own: of a batch, the share of the task's own rows; the others are lessons.
+        again: steps of a second schedule, from ``AGAIN`` times the rate.
+        learnt: whether the task's answers get embeddings of their own: the base knows nine of its scores.
         dropout: of the model; ``blanked``: share of a prompt's words that are replaced by ``<unk>``.
     """
 
@@ -42,10 +45,17 @@ class Expert:
     dropout: float = 0.1
     blanked: float = 0.1
     batch: int = 96
+    warmup: int = 100
+    learnt: bool = False
+    again: int = 0
 
     @property
     def schedule(self) -> Schedule:
-        return Schedule(self.steps, self.batch, self.rate, weight_decay=0.0, warmup=100)
+        return Schedule(self.steps, self.batch, self.rate, weight_decay=0.0, warmup=self.warmup)
+
+    @property
+    def second(self) -> Schedule:
+        return Schedule(self.again, self.batch, AGAIN * self.rate, weight_decay=0.0, warmup=self.warmup // 5)
 
     def fresh(self, scale: float) -> tuple[int, int]:
         """Steps, and how many rows of each are no own ones."""
@@ -55,12 +65,12 @@ class Expert:
 EXPERTS = {
     "snli": Expert(2000, dropout=0.0, blanked=0.0),
     "caption-paraphrase": Expert(500, rate=1e-3, batch=48),
-    "acceptability": Expert(1300, own=0.25, dropout=0.0, blanked=0.0, batch=64),
+    "acceptability": Expert(1100, own=0.25, dropout=0.0, blanked=0.0, batch=64),
     "sarcasm": Expert(1100, rate=2e-3),
     "sms-spam": Expert(250, dropout=0.0, blanked=0.0),
-    "supersense": Expert(2000),
-    "definition": Expert(400, rate=1e-3, dropout=0.0, blanked=0.0),
-    "sentiment": Expert(800, own=0.25),
+    "supersense": Expert(2000, again=350),
+    "definition": Expert(450, rate=1e-3, dropout=0.0, blanked=0.0),
+    "sentiment": Expert(480, own=0.25, warmup=50, learnt=True),
 }
 
 
@@ -89,38 +99,39 @@ def train_expert(
     scale: float,
 ) -> list[dict[str, float]]:
     recipe, data = EXPERTS[task], tasks[task]
-    schedule = recipe.schedule.scaled(scale)
     kept = base_answers({name: other for name, other in tasks.items() if name != task}, out)
-    answers = torch.cat([torch.arange(FIXED), *(other.ids for other in tasks.values())]).unique()
-    model = fixed_output(read_model(out / "base", recipe.dropout), answers)
+    others = [other.ids for name, other in tasks.items() if name != task or not recipe.learnt]
+    answers = torch.cat([torch.arange(FIXED), *others]).unique()
+    learnt = data.ids if recipe.learnt else data.ids[:0]
+    model = fixed_output(read_model(out / "base", recipe.dropout), answers, learnt)
     train, held = (data.subset(index) for index in held_out(len(data), task))
     own = recipe.batch if lessons is None and swaps is None else round(recipe.batch * recipe.own)
     parts = [train] if lessons is None else [train, lessons]
     pools = [part.sources for part in parts] + [[source for source, _ in kept]]
     sizes = [own, recipe.batch - own, KEPT_BATCH] if lessons is not None else [own, KEPT_BATCH]
-    drawn = draws(pools, sizes, schedule.steps, task)
 
-    def loss_at(step: int) -> Tensor:
-        with torch.random.fork_rng():
-            torch.manual_seed(step_seed(task, "dropout", step))
-            *asked, others = drawn[step]
-            losses = [
-                len(index) / recipe.batch * answer_loss(model, part.subset(index), recipe.blanked)
-                for part, index in zip(parts, asked, strict=True)
-            ]
-            if swaps is not None:
-                losses.append((1 - recipe.own) * swaps.loss(model, step))
-            form = text_loss(model, [kept[int(i)] for i in others])
-            return torch.stack([*losses, KEPT_WEIGHT * form]).sum()
+    def trained(schedule: Schedule, *key: object) -> list[dict[str, float]]:
+        drawn = draws(pools, sizes, schedule.steps, *key)
 
-    log = optimise(
-        task,
-        model,
-        list(model.parameters()),
-        schedule,
-        loss_at,
-        work / f"{task}.pt",
-        lambda: score(model, held),
-    )
+        def loss_at(step: int) -> Tensor:
+            with torch.random.fork_rng():
+                torch.manual_seed(step_seed(*key, "dropout", step))
+                *asked, other = drawn[step]
+                losses = [
+                    len(index) / recipe.batch * answer_loss(model, part.subset(index), recipe.blanked)
+                    for part, index in zip(parts, asked, strict=True)
+                ]
+                if swaps is not None:
+                    losses.append((1 - recipe.own) * swaps.loss(model, step))
+                form = text_loss(model, [kept[int(i)] for i in other])
+                return torch.stack([*losses, KEPT_WEIGHT * form]).sum()
+
+        checkpoint = work / f"{'-'.join(map(str, key))}.pt"
+        parameters = list(model.parameters())
+        return optimise(task, model, parameters, schedule, loss_at, checkpoint, lambda: score(model, held))
+
+    log = trained(recipe.schedule.scaled(scale), task)
+    if recipe.again:
+        log += trained(recipe.second.scaled(scale), task, "again")
     write_model(model, out / "experts" / task)
     return log

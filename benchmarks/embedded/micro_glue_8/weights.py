@@ -69,22 +69,24 @@ def read_model(folder: Path, dropout: float) -> Any:
 
 
 class FixedOutput(nn.Module):
-    """An output layer that is the embedding, and through which no gradient reaches it.
+    """An output layer that is the embedding, and through which a gradient reaches ``learnt`` rows alone.
 
     AdamW would move the rows of all words by the softmax's small gradients, those of absent words too.
     """
 
-    def __init__(self, embedding: nn.Embedding) -> None:
+    def __init__(self, embedding: nn.Embedding, learnt: Tensor) -> None:
         super().__init__()
+        self.learnt = torch.zeros(embedding.num_embeddings, 1).index_fill(0, learnt, 1.0).bool()
         self.rows = [embedding]  # in a list, so that its weight has one name
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits ``(..., vocabulary)`` of states ``(..., width)``."""
-        return nn.functional.linear(x, self.rows[0].weight.detach())
+        rows = self.rows[0].weight
+        return nn.functional.linear(x, torch.where(self.learnt, rows, rows.detach()))
 
 
-def fixed_output(model: Any, rows: Tensor) -> Any:
-    """The model with an output layer that only follows the embedding, and an embedding whose ``rows`` stay."""
-    model.lm_head = FixedOutput(model.shared)
+def fixed_output(model: Any, rows: Tensor, learnt: Tensor) -> Any:
+    """The model with ``FixedOutput``; the embeddings of ``rows`` stay."""
+    model.lm_head = FixedOutput(model.shared, learnt)
     model.shared.weight.register_hook(lambda gradient: gradient.index_fill(0, rows, 0.0))
     return model
