@@ -17,7 +17,8 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from benchmarks.embedded.micro_glue_8.answers import Pairs, encoded, held_out, score
-from benchmarks.embedded.micro_glue_8.train import HERE, read_model
+from benchmarks.embedded.micro_glue_8.train import HERE
+from benchmarks.embedded.micro_glue_8.weights import read_model
 from benchmarks.suites import load as suites
 from benchmarks.suites import prompt
 from benchmarks.suites.forms import TextSuite
