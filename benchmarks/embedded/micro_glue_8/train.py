@@ -8,7 +8,7 @@ reads only the data bundled beside this file:
    texts, on a part of the rows of four tasks, and on the form of the other four: their prompts with one of
    the task's answers drawn at random, so that every answer is valid from the start and says nothing.
 3. ``experts``: for every task, all parameters are fine-tuned from the float16 base on its training rows.
-   Some learn further lessons made from training rows (``lessons``).
+   Some learn further lessons made from training rows (``lessons``, ``order``).
 
 A tenth of each task's training split is held out here, measures convergence and is what choices were made
 by; no test sample is read. Losses and held-out scores land in ``logs/`` beside the weights.
