@@ -338,7 +338,7 @@ def shallow_expert(described: dict[str, Any], folder: Path) -> None:
         (decoder_only, "describes a decoder-only model (gpt2), the suite tiny-text needs encoder-decoder"),
         (
             long_tokenizer,
-            "the tokenizer has 77 tokens, the model's embedding 68 rows; give the model its own",
+            "the tokenizer has 94 tokens, the model's embedding 85 rows; give the model its own",
         ),
         (other_padding, "the tokenizer's pad_token_id is 0, config.json says 2; give the model its own"),
         (unlabelled, "label -1 is none of the task tiny_warm, 0..1"),
