@@ -122,9 +122,9 @@ NO_ANCHOR = {"anchor": 0.0}
 NO_ANCHOR_A = replace(READING_A, fixed={**WEIGHTS, **NO_ANCHOR})
 NO_ANCHOR_B = replace(READING_B, fixed=NO_ANCHOR)
 # Refinements. Their budgets were chosen by held-out losses on micro-clip-8 (docs/refinement.md).
-TUNED = EndToEnd("tuned", {"learning_rate": 0.003})
-DISTILLED = EndToEnd("trained", {"steps": 2000})
-THROUGH = EndToEnd("trained", {"steps": 600})
+TUNED = EndToEnd("tuned", {"steps": 200, "learning_rate": 0.003})
+DISTILLED = EndToEnd("trained", {"steps": 1000})
+THROUGH = EndToEnd("trained", {"steps": 200})
 GPTQ = Pass("merged")
 FAMILIAR = {
     recipe.name: recipe

@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -159,9 +160,12 @@ def _loop(run: _Run, optimiser: torch.optim.Optimizer, rates: Sequence[float], s
             losses = []
             bar.set_postfix_str(f"held out {run.curve.points[-1].held_out:.4f}")
             run.curve.seconds = spent + time.perf_counter() - start
-            run.save(step + 1, optimiser, state)
+            if step + 1 < steps:
+                run.save(step + 1, optimiser, state)
     bar.close()
-    run.curve.seconds = spent + time.perf_counter() - start
+    if done < steps:
+        run.curve.seconds = spent + time.perf_counter() - start
+        run.save(steps, optimiser, state)
 
 
 def pace(step: int, budget: Budget) -> float:
@@ -269,7 +273,15 @@ class _Run:
             if any(p.shape != x.shape for p, x in pairs):
                 return 0
             optimiser.load_state_dict(content["optimiser"])
-        except Exception:  # damaged in whatever way: nothing but time is lost
+        except (
+            OSError,
+            EOFError,
+            RuntimeError,
+            UnpicklingError,
+            KeyError,
+            TypeError,
+            ValueError,
+        ):  # damaged in whatever way: nothing but time is lost
             return 0
         for parameter, x in pairs:
             parameter.copy_(x)

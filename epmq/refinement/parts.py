@@ -8,17 +8,17 @@ from epmq.models.tower import Tower
 
 
 def merged(tower: Tower) -> list[nn.Parameter]:
-    """Every parameter that merging changes, each once; what is shared stays the base's."""
-    found = {id(p): p for p in tower.merged_parameters().values()}
+    """Every parameter that merging changes, each once, sorted by name; what is shared stays the base's."""
+    found = {id(p): p for _, p in sorted(tower.merged_parameters().items(), key=lambda pair: pair[0])}
     return list(found.values())
 
 
 def offsets(tower: Tower) -> list[nn.Parameter]:
-    """Biases, and the scales of norms, of what merging changes: vectors that are named bias or weight."""
+    """Biases and scales of norms of what merging changes: vectors named bias or weight, sorted by name."""
     own = {id(p) for p in merged(tower)}
     found = {
         id(p): p
-        for name, p in tower.named_parameters()
+        for name, p in sorted(tower.named_parameters(), key=lambda pair: pair[0])
         if p.dim() == 1 and name.rpartition(".")[2] in ("bias", "weight") and id(p) in own
     }
     return list(found.values())

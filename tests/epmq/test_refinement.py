@@ -229,7 +229,7 @@ class _KilledAt(FeatureDistance):
         return super().distance(*arguments)
 
 
-@pytest.mark.parametrize("passes", [1, 50, 130])
+@pytest.mark.parametrize("passes", [1, 30, 100])
 @pytest.mark.parametrize("name", refinements.names())
 def test_killed_in_the_middle_it_ends_as_if_undisturbed(
     tiny_visual: TinyVisual, tmp_path: Path, name: str, passes: int
