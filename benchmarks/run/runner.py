@@ -15,6 +15,7 @@ from benchmarks.run.cells import DECODERS, Cell, Request, expand
 from benchmarks.run.compute import Outcome, refuse_impossible, together
 from benchmarks.run.executors import Executor, one_by_one, open_workbench
 from benchmarks.suites.forms import Suite
+from benchmarks.suites.load import identity
 from benchmarks.workbench.base import Setting, Workbench
 from epmq.errors import UserError, choose
 from epmq.walk import LayerReport
@@ -100,6 +101,7 @@ def record(workbench: Workbench, cell: Cell, done: Outcome, experts: Record | No
         key=cell.key(workbench.context),
         suite=workbench.suite.name,
         suite_version=workbench.suite.version,
+        suite_sha256=identity(workbench.suite, workbench.revisions),
         kind=cell.kind,  # type: ignore[arg-type]
         merge=cell.merge,
         merge_options=dict(cell.merge_options),

@@ -16,6 +16,7 @@ from epmq.errors import nearest
 PACKAGE = Path(__file__).parents[1]
 FOLDER = PACKAGE / "suites"
 TASKS = FOLDER / "tasks"
+LOCAL = "local"  # the namespace of suite files that give none
 
 
 class DatasetSpec(Strict):

@@ -77,10 +77,16 @@ class _Model(BaseModel):
 
 class _Versioned(_Model):
     schema_version: Literal[3] = Field(default=SCHEMA, alias="schema")
+    suite_sha256: Sha256 | None = None
 
     def to_json(self) -> str:
-        """The model as one line of JSON with sorted keys, without a line break."""
+        """The model as one line of JSON with sorted keys, without a line break.
+
+        A missing ``suite_sha256`` is left out: records without it keep the hash that they were sealed with.
+        """
         data = self.model_dump(mode="json", by_alias=True)
+        if data["suite_sha256"] is None:
+            del data["suite_sha256"]
         return json.dumps(data, sort_keys=True, allow_nan=False, separators=(",", ":"))
 
     @classmethod
@@ -184,8 +190,10 @@ class Record(_Versioned):
     ``average`` is the unweighted mean of the tasks' values, ``average_ranked`` that of the ranked scores of
     the tasks that have one (None without any), ``normalised`` the mean over tasks of the value divided by the
     expert's value. Times are seconds by phase, sizes are bytes. ``pinned``: every checkpoint
-    and data set behind it is named by its hash or commit. ``samples_sha256`` is the hash of the file of
-    samples, ``record_sha256`` that of the record itself (see ``digest``); None before it is in a folder.
+    and data set behind it is named by its hash or commit. ``suite_sha256`` is the hash of what the suite
+    reads (see ``results.store.origin``), None in records that do not tell. ``samples_sha256`` is the hash of
+    the file of samples, ``record_sha256`` that of the record itself (see ``digest``); None before it is in a
+    folder.
     """
 
     key: Key
@@ -280,6 +288,7 @@ class Manifest(_Versioned):
 
     ``asked`` holds the command's options; its optional entry ``cells`` lists every cell that was asked for.
     ``rehearsal``: made-up data or checkpoints stood in for the suite's, so that no number is a result.
+    ``suite_sha256`` is the hash of what the suite reads, None in manifests that do not tell.
     """
 
     suite: Name

@@ -85,7 +85,9 @@ def test_a_folder_of_another_suite_version_is_refused_before_models_are_opened(
     before = snapshot(tmp_path / "out")
     monkeypatch.setattr(runner, "open_workbench", lambda *_: pytest.fail("models were opened"))
     newer = tiny.suite.model_copy(update={"version": 2})
-    with pytest.raises(UserError, match="holds results of tiny version 1, asked for tiny version 2"):
+    with pytest.raises(
+        UserError, match="holds results of local/tiny version 1, asked for local/tiny version 2"
+    ):
         run(newer, few(), tmp_path / "out", {})
     assert snapshot(tmp_path / "out") == before
 
