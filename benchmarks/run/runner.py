@@ -126,7 +126,7 @@ def record(workbench: Workbench, cell: Cell, done: Outcome, experts: Record | No
         peak_memory_bytes=done.peak_memory,
         packed_bytes=(sum(bits) + 7) // 8 if bits else None,
         bits_per_weight=sum(bits) / sum(sizes) if bits else None,
-        warnings=tuple(sorted(done.warnings)),
+        warnings=tuple(sorted({*done.warnings, *workbench.suite.shared_samples})),
     )
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
+from pydantic_core import from_json
 
 from benchmarks.suites import prompt as prompts
 from benchmarks.suites.forms import FOLDER, FORMS, LOCAL, PACKAGE, ClipSuite, Suite, TextSuite
@@ -22,6 +23,9 @@ from benchmarks.suites.strict import first_complaint
 from epmq.calibration import Calibration
 from epmq.errors import UserError, nearest
 from epmq.layer.spec import QuantSpec
+from results.store.files import read_bounded
+
+MAX_BYTES = 1 << 24  # of a suite file
 
 
 def names() -> list[str]:
@@ -52,15 +56,15 @@ def _namespaced(suite: Suite) -> Suite:
 
 def _read(file: Path) -> Suite:
     try:
-        content = json.loads(file.read_bytes())
+        content = from_json(read_bounded(file.resolve(), MAX_BYTES), allow_inf_nan=False)
         kind = content.get("kind") if isinstance(content, dict) else None
         return FORMS.get(str(kind), ClipSuite).model_validate_json(json.dumps(content))
     except OSError as error:
         raise UserError(f"{file}: cannot read the suite file: {error.strerror}; check the path") from error
-    except json.JSONDecodeError as error:
-        raise UserError(f"{file}: is not JSON ({error}); correct the suite file") from error
     except ValidationError as error:
         raise UserError(f"{file}: {first_complaint(error)}; correct the suite file") from error
+    except ValueError as error:
+        raise UserError(f"{file}: is not JSON ({error}); correct the suite file") from error
 
 
 def load_clip(name: str) -> ClipSuite:

@@ -18,8 +18,10 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, mod
 
 from benchmarks.suites.strict import Count, Strict, first_complaint
 from epmq.errors import UserError
+from results.store.files import read_bounded
 
 PROMPTS = Path(__file__).parent / "prompts"
+MAX_BYTES = 1 << 20  # of a task file
 FUNCTIONS = "benchmarks.lm_metrics."
 METRICS: dict[str, Literal["accuracy", "spearman"]] = {"exact_label": "accuracy", "spearman_text": "spearman"}
 DATA = {"dataset_path", "dataset_name", "training_split", "validation_split", "test_split"}
@@ -244,10 +246,10 @@ _Loader.add_constructor("!function", lambda _, node: str(node.value))
 
 def _content(file: Path) -> dict[str, Any]:
     try:
-        found = yaml.load(file.read_bytes(), Loader=_Loader)
+        found = yaml.load(read_bounded(file.resolve(), MAX_BYTES), Loader=_Loader)
     except OSError as error:
         raise UserError(f"{file}: cannot read the task file: {error.strerror}; check the path") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # of a tag, a number, lists in lists
         reason = " ".join(str(error).split())
         raise UserError(f"{file}: is no YAML: {reason}; correct the task file") from error
     if not isinstance(found, dict):

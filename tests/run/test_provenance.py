@@ -27,8 +27,9 @@ def reworded(suite: dict[str, Any]) -> None:
 
 
 def other_column(suite: dict[str, Any]) -> None:
-    suite["tasks"][0]["dataset"]["eval_split"] = "train"
-    suite["tasks"][0]["dataset"]["eval_size"] = suite["tasks"][0]["dataset"]["train_size"]
+    spec = suite["tasks"][0]["dataset"]
+    spec |= {"train_split": "test", "eval_split": "train"}
+    spec |= {"train_size": spec["eval_size"], "eval_size": spec["train_size"]}
 
 
 @pytest.mark.parametrize("edit", [reworded, other_column])
