@@ -21,7 +21,10 @@ def readable(folder: Path, names: Collection[str]) -> Path:
         UserError: there are none, or a pickle is damaged or needs code to run.
     """
     path = weights_file(folder, names)
-    return converted(path, cache.folder("converted")) if path.suffix in PICKLES else path
+    if path.suffix not in PICKLES:
+        return path
+    with cache.errors(copies := cache.folder("converted")):
+        return converted(path, copies)
 
 
 def configured(folder: Path) -> tuple[Any, Any]:
