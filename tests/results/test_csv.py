@@ -54,7 +54,7 @@ def test_no_name_is_a_formula_in_any_csv_file(tmp_path: Path, name: str) -> None
     ]
     texts = [render(runs[0], "csv"), BESIDE["csv"](compare(runs[0]))]
     texts += [data_csv(data) for data in figure_data(runs[0])]
-    texts.append(diffs.render(diffs.diff(*runs, []), "csv"))
+    texts.append(diffs.render(diffs.diff(runs[0], runs[1], []), "csv"))
     assert [cell for text in texts for cell in formulas(text)] == []
     assert f"'{name}" in cells(texts[0])
     save(runs[0])
