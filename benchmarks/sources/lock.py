@@ -6,7 +6,7 @@ import hashlib
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field, ValidationError
+from pydantic import AfterValidator, Field, ValidationError
 
 from benchmarks.sources import cache
 from benchmarks.suites.forms import PACKAGE, Suite
@@ -17,6 +17,17 @@ from epmq.errors import UserError
 FOLDER = PACKAGE / "sources" / "locks"
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Count = Annotated[int, Field(ge=0)]
+# Builders of ``datasets`` that read data alone; that of pandas would unpickle, and so run, what it reads.
+FORMATS = ("parquet", "arrow", "json", "csv", "text", "imagefolder", "webdataset")
+
+
+def _known_format(name: str) -> str:
+    if name not in FORMATS:
+        raise ValueError(f"{name[:60]!r} is none of {', '.join(FORMATS)}")
+    return name
+
+
+Format = Annotated[str, AfterValidator(_known_format)]
 
 
 class FileLock(Strict):
@@ -58,7 +69,7 @@ class DatasetLock(RepoLock):
     """
 
     config: str | None
-    format: str
+    format: Format
     features: dict[str, Any] | None
     splits: dict[str, SplitLock]
 
