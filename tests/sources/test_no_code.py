@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import ValidationError
@@ -28,7 +29,14 @@ def test_a_model_that_names_its_own_code_is_refused(tmp_path: Path, name: str) -
 
 @pytest.mark.parametrize("form", ["pandas", "pickle", "evil", "../evil.py", ""])
 def test_a_lock_names_no_builder_that_runs_what_it_reads(form: str) -> None:
-    entry = {"id": "a/b", "revision": "0", "files": {}, "config": None, "features": None, "splits": {}}
+    entry: dict[str, Any] = {
+        "id": "a/b",
+        "revision": "0",
+        "files": {},
+        "config": None,
+        "features": None,
+        "splits": {},
+    }
     assert DatasetLock.model_validate({**entry, "format": "parquet"}).format == "parquet"
     with pytest.raises(ValidationError, match="is none of parquet"):
         DatasetLock.model_validate({**entry, "format": form})
