@@ -154,7 +154,7 @@ def studies(session: nox.Session) -> None:
 @nox.session(name="train-micro")
 def train_micro(session: nox.Session) -> None:
     """Train the base and the experts of an embedded suite again: -- clip or -- text, then its options."""
-    install(session, "lm")
+    install(session, "lm", "train")
     which, *arguments = session.posargs or ["clip"]
     folder = {"clip": "micro_clip_8", "text": "micro_glue_8"}.get(which)
     if folder is None:

@@ -5,7 +5,17 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import partial
 
-from baselines.recipes import NO_ANCHOR_A, NO_ANCHOR_B, READING_A, READING_B, Pass, Recipe
+from baselines.recipes import (
+    DISTILLED,
+    GPTQ,
+    NO_ANCHOR_A,
+    NO_ANCHOR_B,
+    READING_A,
+    READING_B,
+    THROUGH,
+    Pass,
+    Recipe,
+)
 
 _control = partial(Recipe, kind="control")
 
@@ -18,17 +28,39 @@ REGMEAN = Pass(
         "mixing": 0.0,
         "anchor": 0.0,
         "anchor_scale": "relative",
+        "anchor_point": 1.0,
         "teacher": "experts",
         "patch_weight": 1.0,
         "off_diagonal": 0.95,
         "task_weight": "uniform",
         "recalibrate": "none",
+        "biases": "kept",
+        "norms": "kept",
     },
 )
 # RegMean++ (arXiv 2508.03121), likewise: the states before a block come from the model as it is being merged;
 # within it they are the expert's own block's, so that all of a block's layers are solved at once.
 REGMEAN_PP = replace(REGMEAN, fixed={**REGMEAN.fixed, "source": "expert-block"})
-GPTQ = Pass("merged")
+# FeatCal (arXiv 2605.13030) at the settings of its public code, which is for CLIP. Where there is no class
+# token all tokens count alike; an RMS norm has a scale only. Its 1e-8 beside the ridge of 0.05 is left out.
+FEATCAL = Pass(
+    "expert",
+    {
+        "source": "quantised",
+        "sequential": "block",
+        "mixing": 0.25,
+        "anchor": 0.05,
+        "anchor_scale": "absolute",
+        "anchor_point": 2.2,
+        "task_weight": "frobenius",
+        "teacher": "experts",
+        "off_diagonal": 1.0,
+        "recalibrate": "none",
+        "biases": "closed-form",
+        "norms": "closed-form",
+    },
+    pooled={"patch_weight": 0.01, "patch_scope": "queries"},
+)
 # The merged model in full precision is its own teacher: what errors of earlier layers did to a layer's inputs
 # is made up for, and no expert is read. QEP (arXiv 2504.09629) with its factor at 1.
 COMPENSATED = Pass("expert", {"teacher": "merged", "mixing": 1.0})
@@ -86,12 +118,50 @@ CONTROLS = {
             (READING_B, GPTQ),
             "gptq",
         ),
+        _control("featcal", "FeatCal in full precision", (FEATCAL,), reference="arXiv:2605.13030"),
+        _control(
+            "featcal-gptq",
+            "FeatCal in full precision first, then GPTQ of that model",
+            (FEATCAL, GPTQ),
+            "gptq",
+            reference="arXiv:2605.13030",
+        ),
         _control(
             "gptq-compensated",
             "GPTQ towards the merged model's own full-precision stream; no expert",
             (COMPENSATED,),
             "gptq",
             reference="arXiv:2504.09629",
+        ),
+        _control(
+            "distilled",
+            "the merged model distilled from the experts end to end, in full precision",
+            before=DISTILLED,
+            reference="arXiv:1503.02531",
+        ),
+        _control(
+            "distilled-gptq",
+            "distilled, then GPTQ",
+            (GPTQ,),
+            "gptq",
+            before=DISTILLED,
+            reference="arXiv:1503.02531",
+        ),
+        _control(
+            "distilled-epmq",
+            "distilled, then E-PMQ, reading B",
+            (READING_B,),
+            "gptq",
+            before=DISTILLED,
+        ),
+        _control(
+            "distilled-qat",
+            "distilled, then GPTQ, then trained through the rounding",
+            (GPTQ,),
+            "gptq",
+            before=DISTILLED,
+            after=THROUGH,
+            reference="arXiv:1308.3432",
         ),
     )
 }

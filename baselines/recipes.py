@@ -12,8 +12,9 @@ from fnmatch import fnmatchcase
 from typing import Any, Literal
 
 from baselines.registry import names
-from epmq.calibration import IRRELEVANT, Calibration, Target
+from epmq.calibration import Calibration, Target
 from epmq.errors import UserError, nearest
+from epmq.refinement.budget import Budget
 
 Reading = Literal["weights", "features"]
 EPMQ = "arXiv:2605.16882"
@@ -23,14 +24,16 @@ EPMQ = "arXiv:2605.16882"
 class Pass:
     """One calibration walk over the model: a target and axes of :class:`epmq.calibration.Calibration`.
 
-    ``fixed`` axes are the method's identity; ``defaults`` may be overridden by a suite, by its ``reading`` of
-    the expert target, and both by whoever runs it.
+    ``fixed`` axes are the method's identity, and so are ``pooled`` ones where the models read a class token
+    alone; ``defaults`` may be overridden by a suite, by its ``reading`` of the expert target, and both by
+    whoever runs it.
     """
 
     target: Target
     fixed: Mapping[str, Any] = field(default_factory=dict)
     defaults: Mapping[str, Any] = field(default_factory=dict)
     reading: Reading | None = None
+    pooled: Mapping[str, Any] = field(default_factory=dict)
 
     def calibration(
         self,
@@ -38,6 +41,7 @@ class Pass:
         *,
         rounded: bool,
         chosen: Mapping[str, Mapping[str, Any]] | None = None,
+        pooled: bool = True,
     ) -> Calibration:
         """The axes; raises UserError for a value out of range.
 
@@ -47,12 +51,36 @@ class Pass:
             overrides: what the command gives.
             rounded: whether a rounding follows.
             chosen: a suite's own defaults by reading.
+            pooled: whether the models' head reads a class token alone, as an image tower's.
         """
         suite = (chosen or {}).get(self.reading or "", {})
-        given = {**self.defaults, **suite, **overrides, "target": self.target, **self.fixed}
-        idle = (*IRRELEVANT[self.target], *(() if rounded else ("damping",)))
-        plain = Calibration()
-        return replace(Calibration(**given), **{name: getattr(plain, name) for name in idle})
+        fixed = {**self.fixed, **(self.pooled if pooled else {})}
+        given = {**self.defaults, **suite, **overrides, "target": self.target, **fixed}
+        found, plain = Calibration(**given), Calibration()
+        idle = (*found.idle, *(() if rounded else ("damping",)))
+        return replace(found, **{name: getattr(plain, name) for name in idle})
+
+
+@dataclass(frozen=True)
+class EndToEnd:
+    """A registered refinement, and its defaults of :class:`epmq.refinement.budget.Budget`."""
+
+    name: str
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+
+    def budget(self, overrides: Mapping[str, Any], *, text: bool, exact: bool) -> Budget:
+        """The axes; raises UserError for a value out of range.
+
+        Axes that cannot change the numbers keep their defaults, so that no cell has two keys.
+
+        Args:
+            overrides: what the command gives.
+            text: whether the model answers in text.
+            exact: whether it starts in full precision, where there are no scales.
+        """
+        given, plain = Budget(**{**self.defaults, **overrides}), Budget()
+        given = replace(given, intermediate=0.0) if text else replace(given, top=plain.top)
+        return replace(given, scale_rate=plain.scale_rate) if exact else given
 
 
 @dataclass(frozen=True)
@@ -64,6 +92,8 @@ class Recipe:
         rounding: the registered rounding of the last pass; ``None`` leaves full precision behind too.
         start: the registered merge that the first pass begins from, or ``"base"`` for the base model;
             ``None`` is the merge that is asked for.
+        before: a refinement of the start, in full precision, before the first pass.
+        after: a refinement of what the last pass leaves.
         own: what every task has of its own expert: ``"nothing"``, its ``"linears"`` in the start's shell, or
             ``"all"``.
         kind: ``"control"`` for what stands beside the methods.
@@ -74,6 +104,8 @@ class Recipe:
     passes: tuple[Pass, ...] = ()
     rounding: str | None = None
     start: str | None = None
+    before: EndToEnd | None = None
+    after: EndToEnd | None = None
     own: Literal["nothing", "linears", "all"] = "nothing"
     kind: Literal["method", "control"] = "method"
     reference: str = EPMQ
@@ -89,6 +121,11 @@ READING_B = Pass("expert", {}, FEATURES, reading="features")
 NO_ANCHOR = {"anchor": 0.0}
 NO_ANCHOR_A = replace(READING_A, fixed={**WEIGHTS, **NO_ANCHOR})
 NO_ANCHOR_B = replace(READING_B, fixed=NO_ANCHOR)
+# Refinements. Their budgets were chosen by held-out losses on micro-clip-8 (docs/refinement.md).
+TUNED = EndToEnd("tuned", {"learning_rate": 0.003})
+DISTILLED = EndToEnd("trained", {"steps": 2000})
+THROUGH = EndToEnd("trained", {"steps": 600})
+GPTQ = Pass("merged")
 FAMILIAR = {
     recipe.name: recipe
     for recipe in (
@@ -100,6 +137,22 @@ FAMILIAR = {
         Recipe("epmq-no-anchor", "ablation: reading A, no anchor", (NO_ANCHOR_A,), "gptq"),
         Recipe("epmq-features", "E-PMQ, reading B (experts' own features), GPTQ", (READING_B,), "gptq"),
         Recipe("epmq-features-no-anchor", "ablation: reading B, no anchor", (NO_ANCHOR_B,), "gptq"),
+        Recipe("gptq-tuned", "GPTQ, then scales, biases and norms tuned", (GPTQ,), "gptq", after=TUNED),
+        Recipe("epmq-tuned", "epmq, then scales, biases and norms tuned", (READING_A,), "gptq", after=TUNED),
+        Recipe(
+            "epmq-features-tuned",
+            "epmq-features, then scales, biases and norms tuned",
+            (READING_B,),
+            "gptq",
+            after=TUNED,
+        ),
+        Recipe(
+            "epmq-qat",
+            "epmq-features, then trained through the rounding",
+            (READING_B,),
+            "gptq",
+            after=THROUGH,
+        ),
     )
 }
 

@@ -28,7 +28,14 @@ if TYPE_CHECKING:
     from epmq.layer.weight import QuantizedWeight
 
 ENTRY_POINT_GROUP = "epmq.baselines"
-NO_METHODS = ("contract", "controls", "named", "recipes", "registry")  # the other modules of this folder
+NO_METHODS = (
+    "contract",
+    "controls",
+    "named",
+    "recipes",
+    "refinements",
+    "registry",
+)  # the other modules of this folder
 
 
 @dataclass(frozen=True)

@@ -104,16 +104,16 @@ class _Renamed(Mapping[str, Tensor]):
         return shape_of(self._checkpoint, self._names[name])
 
 
-def fitting(expert: Any, tower: Tower, task: str) -> Mapping[str, Tensor]:
+def fitting(expert: Any, tower: Tower, where: str) -> Mapping[str, Tensor]:
     """An expert as a checkpoint of the tensors of ``tower``; every tensor is read once and checked.
 
     Args:
         expert: a model like the tower's, its state dict, or a checkpoint of :func:`load_experts`.
+        where: what complaints call it.
 
     Raises:
         UserError: it is something else, lacks a tensor, or a tensor has another shape or is not finite.
     """
-    where = f"expert of {task!r}"
     if isinstance(expert, nn.Module):
         expert = expert.state_dict()
     if not isinstance(expert, Mapping):

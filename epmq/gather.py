@@ -1,7 +1,7 @@
 """What a calibration walk gathers of a layer's inputs: task by task, its moments.
 
 One task's batches pass through the model's block and the teacher's; the sums over its tokens become the
-moments of :mod:`epmq.layer.moments`.
+moments of :mod:`epmq.layer.moments`, and those of norms of :mod:`epmq.layer.affine`.
 """
 
 from __future__ import annotations
@@ -13,8 +13,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from epmq.calibration import Calibration
+from epmq.layer.affine import Affine, NormMoments
 from epmq.layer.moments import Moments
 from epmq.models.tower import SharedInput, State, Tower
 
@@ -26,6 +28,29 @@ class _Reached(Exception):
     """The forward pass has come to the last layer whose input is wanted."""
 
 
+@dataclass(frozen=True)
+class Rows:
+    """What one problem is of: the stacked output rows of a group, from ``start`` to before ``stop``.
+
+    All of them, unless queries weigh tokens otherwise than keys and values.
+    """
+
+    group: SharedInput
+    start: int = 0
+    stop: int | None = None
+
+    @property
+    def suffix(self) -> str:
+        """What tells the rows in a layer's name: ``[:96]``; nothing where they are all."""
+        if not self.start and self.stop is None:
+            return ""
+        return f"[{self.start or ''}:{'' if self.stop is None else self.stop}]"
+
+    @property
+    def slice(self) -> slice:
+        return slice(self.start, self.stop)
+
+
 def linears(block: nn.Module, group: SharedInput) -> list[nn.Linear]:
     """The linear layers of a group."""
     found = [block.get_submodule(path) for path in group]
@@ -33,13 +58,20 @@ def linears(block: nn.Module, group: SharedInput) -> list[nn.Linear]:
     return found  # type: ignore[return-value]
 
 
-def stacked(block: nn.Module, group: SharedInput) -> tuple[Tensor, Tensor]:
-    """Weights ``(rows, columns)`` and biases ``(rows,)`` of a group, stacked over output rows, float64."""
-    layers = linears(block, group)
+def stacked(block: nn.Module, rows: Rows) -> tuple[Tensor, Tensor]:
+    """Weights ``(rows, columns)`` and biases ``(rows,)`` of a problem's rows, float64."""
+    layers = linears(block, rows.group)
     biases = [
         layer.bias if has_bias(layer) else layer.weight.new_zeros(len(layer.weight)) for layer in layers
     ]
-    return torch.cat([layer.weight.detach() for layer in layers]).double(), torch.cat(biases).double()
+    weights = [layer.weight.detach() for layer in layers]
+    return torch.cat(weights)[rows.slice].double(), torch.cat(biases)[rows.slice].double()
+
+
+def affine(norm: nn.Module) -> Affine:
+    """Scale and shift of a norm, ``(width,)`` float64; no shift where it has none."""
+    own = dict(norm.named_parameters())
+    return own["weight"].detach().double(), own["bias"].detach().double() if "bias" in own else None
 
 
 def has_bias(layer: nn.Linear) -> bool:
@@ -51,42 +83,69 @@ def has_bias(layer: nn.Linear) -> bool:
 class Counts:
     """What each token of a block's states counts for: nothing where it is padding.
 
-    ``patch_weight`` is that of tokens other than the class token where only this one is read: behind the
-    attention of the last block of a tower whose head pools.
+    In the last block of a tower whose head pools, only the class token is read: ``patch_weight`` is that of
+    the others behind the attention, or, by ``patch_scope``, in all but keys and values.
     """
 
     tower: Tower
     block: int
-    patch_weight: float
+    calibration: Calibration
 
-    def of(self, group: SharedInput, state: State, shape: torch.Size) -> Tensor | None:
-        """Weights ``(n, tokens)`` float32 of the group's inputs, ``shape`` being theirs; ``None``: all 1."""
-        valid = self.tower.valid(self.block, group, state)
+    def problems(self, block: nn.Module, group: SharedInput) -> list[Rows]:
+        """The problems that a group poses: one, or queries apart from keys and values."""
+        if not (self._last and self._queries and group == self.tower.groups[self.block][0]):
+            return [Rows(group)]
+        queries = sum(len(layer.weight) for layer in linears(block, group)) // 3
+        return [Rows(group, 0, queries), Rows(group, queries)]
+
+    def norms(self, groups: Sequence[SharedInput]) -> list[str]:
+        """Norms before the groups, by path; none where they are not asked for."""
+        if not self.calibration.closed_norms or self.block >= len(self.tower.norms):
+            return []
+        return [norm for norm, group in self.tower.norms[self.block].items() if group in groups]
+
+    def of(self, rows: Rows, state: State, shape: torch.Size) -> Tensor | None:
+        """Weights ``(n, tokens)`` float32 of inputs, ``shape`` being theirs; ``None``: all 1.
+
+        A norm is asked for as the group of its path.
+        """
+        valid = self.tower.valid(self.block, rows.group, state)
         weights = None if valid is None else valid.float()
-        if self.patch_weight != 1 and self._pooled(group):
-            own = torch.full(shape, self.patch_weight)
+        if self._last and self._pooled(rows):
+            own = torch.full(shape, self.calibration.patch_weight)
             own[:, 0] = 1
             weights = own if weights is None else weights * own.to(weights.device)
         return weights
 
-    def _pooled(self, group: SharedInput) -> bool:
-        """Whether the head reads the group's output at the class token alone."""
-        last = self.block == len(self.tower.blocks) - 1
-        return self.tower.pooled and last and group != self.tower.groups[self.block][0]
+    @property
+    def _last(self) -> bool:
+        weighs = self.calibration.patch_weight != 1 and self.tower.pooled
+        return weighs and self.block == len(self.tower.blocks) - 1
+
+    @property
+    def _queries(self) -> bool:
+        return self.calibration.patch_scope == "queries"
+
+    def _pooled(self, rows: Rows) -> bool:
+        """Whether ``patch_weight`` is of these inputs of the last block."""
+        first = self.tower.groups[self.block][0]
+        if rows.group == first:
+            return self._queries and rows.stop is not None
+        return self._queries or self.tower.norms[self.block].get(rows.group[0]) != first
 
 
 @dataclass
 class Gathered:
-    """Moments of one group, and the weighted means that recalibrating the bias needs."""
+    """Moments of one problem, and the weighted means that recalibrating the bias needs."""
 
     moments: Moments
     mean_input: Tensor
     mean_target: Tensor
 
     @classmethod
-    def empty(cls, block: nn.Module, group: SharedInput, calibration: Calibration) -> Gathered:
+    def empty(cls, block: nn.Module, rows: Rows, calibration: Calibration) -> Gathered:
         """Nothing gathered yet, on the block's device."""
-        weight, bias = stacked(block, group)
+        weight, bias = stacked(block, rows)
         return cls(
             Moments.empty(weight, calibration.task_weight), weight.new_zeros(weight.shape[1]), bias * 0
         )
@@ -97,27 +156,63 @@ class Gathered:
 
 
 def gather_task(
-    gathered: Mapping[SharedInput, Gathered],
+    gathered: Mapping[Rows, Gathered],
+    norms: Mapping[str, NormMoments],
     pair: tuple[tuple[nn.Module, Stream], tuple[nn.Module, Stream]],
     calibration: Calibration,
     counts: Counts,
 ) -> None:
-    """Fold one task's moments into every group.
+    """Fold one task's moments into every problem and norm.
 
     Args:
-        gathered: of each group whose layers are next.
+        gathered: of each problem that is next; ``norms``: of each norm, by path.
         pair: the block that inputs come from and its states, and the teacher's block and states.
     """
     (source, states), (teacher, teacher_states) = pair
-    sums = {group: _Sums.of(teacher, group, calibration) for group in gathered}
-    groups = list(gathered)
+    sums = {rows: _Sums.of(teacher, rows, calibration) for rows in gathered}
+    of_norms = {Rows((norm,)): _NormSums(source.get_submodule(norm)) for norm in norms}
+    wanted = [*sums, *of_norms]
     for state, teacher_state in zip(states, teacher_states, strict=True):
-        seen = _layer_inputs(teacher, teacher_state, groups, counts) if calibration.follows_experts else {}
-        own = seen if calibration.source == "expert" else _layer_inputs(source, state, groups, counts)
-        for group, total in sums.items():
-            total.add(*own[group], seen[group][0] if group in seen else None)
-    for group, total in sums.items():
-        _fold(gathered[group], total)
+        seen = {}
+        if calibration.source == "expert":
+            seen = own = _layer_inputs(teacher, teacher_state, wanted, counts)
+        else:
+            if calibration.follows_experts and sums:
+                seen = _layer_inputs(teacher, teacher_state, list(sums), counts)
+            own = _layer_inputs(source, state, wanted, counts)
+        for rows, total in sums.items():
+            total.add(*own[rows], seen[rows][0] if rows in seen else None)
+        for rows, total_norm in of_norms.items():
+            total_norm.add(*own[rows])
+    for rows, total in sums.items():
+        _fold(gathered[rows], total)
+    for (norm, moments), total_norm in zip(norms.items(), of_norms.values(), strict=True):
+        energy, mean = total_norm.energy / total_norm.total, total_norm.mean / total_norm.total
+        assert isinstance(energy, Tensor)
+        assert isinstance(mean, Tensor)
+        moments.fold(energy, mean, affine(teacher.get_submodule(norm)))
+
+
+@dataclass
+class _NormSums:
+    """Sums over one task's tokens, each times its weight, of a norm's normalised input z and of z^2."""
+
+    norm: nn.Module
+    energy: Tensor | float = 0.0
+    mean: Tensor | float = 0.0
+    total: float = 0.0
+
+    def add(self, x: Tensor, counted: Tensor | None) -> None:
+        """Add tokens ``(tokens, width)`` with their weights ``(tokens,)``."""
+        plain = {
+            name: torch.ones_like(own) if name == "weight" else torch.zeros_like(own)
+            for name, own in self.norm.named_parameters()
+        }
+        z = functional_call(self.norm, plain, (x,))
+        weighed = z if counted is None else z * counted[:, None]
+        self.total += float(len(x)) if counted is None else float(counted.double().sum())
+        self.energy = self.energy + (z * weighed).sum(0).double()
+        self.mean = self.mean + weighed.sum(0).double()
 
 
 @dataclass
@@ -141,8 +236,8 @@ class _Sums:
     total: float = 0.0
 
     @classmethod
-    def of(cls, teacher: nn.Module, group: SharedInput, calibration: Calibration) -> _Sums:
-        weight, bias = stacked(teacher, group)
+    def of(cls, teacher: nn.Module, rows: Rows, calibration: Calibration) -> _Sums:
+        weight, bias = stacked(teacher, rows)
         mixing = calibration.mixing if calibration.target == "expert" else 0.0
         return cls(weight, bias, mixing, calibration.off_diagonal)
 
@@ -207,23 +302,23 @@ def _shrunk(gram: Tensor, off_diagonal: float) -> Tensor:
 
 
 def _layer_inputs(
-    block: nn.Module, state: State, groups: Sequence[SharedInput], counts: Counts
-) -> dict[SharedInput, tuple[Tensor, Tensor | None]]:
-    """Inputs ``(tokens, columns)`` of each group's layers and their weights; those of weight 0 are left out.
+    block: nn.Module, state: State, wanted: Sequence[Rows], counts: Counts
+) -> dict[Rows, tuple[Tensor, Tensor | None]]:
+    """Inputs ``(tokens, columns)`` of layers and norms and their weights; those of weight 0 are left out.
 
-    The pass ends at the last group.
+    The pass ends at the last of them.
     """
-    seen: dict[SharedInput, tuple[Tensor, Tensor | None]] = {}
+    seen: dict[Rows, tuple[Tensor, Tensor | None]] = {}
 
-    def watch(group: SharedInput) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+    def watch(rows: Rows) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         def hook(_: nn.Module, args: tuple[Tensor, ...]) -> None:
-            seen[group] = _counted(args[0], counts.of(group, state, args[0].shape[:-1]))
-            if len(seen) == len(groups):
+            seen[rows] = _counted(args[0], counts.of(rows, state, args[0].shape[:-1]))
+            if len(seen) == len(wanted):
                 raise _Reached
 
         return hook
 
-    handles = [block.get_submodule(g[0]).register_forward_pre_hook(watch(g)) for g in groups]
+    handles = [block.get_submodule(r.group[0]).register_forward_pre_hook(watch(r)) for r in wanted]
     try:
         block(state)
     except _Reached:

@@ -16,7 +16,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from epmq import plugins
-from epmq.calibration import IRRELEVANT, Calibration
+from epmq.calibration import Calibration
 from epmq.errors import UserError, choose
 
 if TYPE_CHECKING:  # names and axes do not wait for torch
@@ -92,7 +92,7 @@ def chosen(
     axes = _axes(overrides)
     calibration = Calibration(**axes) if found.calibration is None else found.calibration(axes)
     for axis, value in axes.items():
-        if getattr(calibration, axis) != value or axis in IRRELEVANT[calibration.target]:
+        if getattr(calibration, axis) != value or axis in calibration.idle:
             target = f"target {calibration.target}"
             raise UserError(f"{axis} {value!r} changes nothing in {name} ({target}); leave it out")
     return found.rounding, calibration

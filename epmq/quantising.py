@@ -24,7 +24,7 @@ from epmq.methods import Rounding, chosen
 from epmq.models.adapters import opened
 from epmq.models.layers import layer_groups
 from epmq.models.tower import Tower
-from epmq.walk import LayerReport, walk
+from epmq.walk import LayerReport, refuse_unfit, walk
 
 
 @dataclass(frozen=True)
@@ -66,6 +66,7 @@ def quantise(
     merge: str | None = None,
     merge_options: Mapping[str, Any] | None = None,
     calibration: Calibration | Mapping[str, Any] | None = None,
+    base: Any = None,
     batch_size: int = 64,
 ) -> Quantised:
     """Quantise the linear layers of a merged model in place; labels are never looked at.
@@ -86,6 +87,8 @@ def quantise(
         calibration: axes over the method's own, as ``{"anchor": 0.01}``; with a rounding (``"gptq"``, or a
             function) a whole :class:`epmq.Calibration` will do. A rounding's target is ``"merged"`` unless
             it is named here.
+        base: the model that the experts were fine-tuned from, as an expert is given; read only by the axis
+            ``anchor_point``. With ``merge`` it is what ``model`` holds at first.
         batch_size: samples that pass the model together.
 
     Raises:
@@ -100,18 +103,29 @@ def quantise(
     rounding, axes = chosen(method, calibration)
     options = _merge_options(merge, merge_options)
     with opened(model) as tower:
-        _refuse_impossible(model, tower, axes, spec)
+        if base is not None:
+            if not axes.needs_base:
+                raise UserError("base changes nothing where anchor_point is 1; leave it out")
+            base = fitting(base, tower, "base")
+        elif merge is not None and axes.needs_base:
+            base = {name: p.detach().cpu().clone() for name, p in tower.merged_parameters().items()}
+        _refuse_impossible(model, tower, axes, spec, base)
         batches = _batches(experts, inputs, tower, batch_size)
-        checkpoints = {task: fitting(expert, tower, task) for task, expert in experts.items()}
+        checkpoints = {
+            task: fitting(expert, tower, f"expert of {task!r}") for task, expert in experts.items()
+        }
         if merge is not None:
             _merge_into(tower, merge, checkpoints, options)
-        report = _walked(tower, checkpoints, batches, axes, rounding, spec)
+        report = _walked(tower, checkpoints, batches, axes, rounding, spec, base)
         if tower is not model and tower.model is None:
             _write_back(tower, model)
         return report
 
 
-def _refuse_impossible(model: nn.Module, tower: Tower, calibration: Calibration, spec: QuantSpec) -> None:
+def _refuse_impossible(
+    model: nn.Module, tower: Tower, calibration: Calibration, spec: QuantSpec, base: Checkpoint | None
+) -> None:
+    refuse_unfit(tower, calibration, base)
     for name, parameter in model.named_parameters():
         if parameter.dtype != torch.float32:
             raise UserError(f"parameter {name!r} is {parameter.dtype}, expected float32; call model.float()")
@@ -209,6 +223,7 @@ def _walked(
     calibration: Calibration,
     rounding: Rounding,
     spec: QuantSpec,
+    base: Checkpoint | None,
 ) -> Quantised:
     solved: list[QuantizedWeight] = []
 
@@ -222,7 +237,7 @@ def _walked(
         solved.append(found)
         return found
 
-    layers = tuple(walk(tower, experts, inputs, calibration, solve))
+    layers = tuple(walk(tower, experts, inputs, calibration, solve, base=base))
     weights = {layer.name: weight for layer, weight in zip(layers, solved, strict=True)}
     return Quantised(layers, weights, spec, calibration)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -17,9 +17,21 @@ from torch import Tensor, nn
 
 from epmq.calibration import Calibration
 from epmq.errors import UserError
-from epmq.gather import Batches, Counts, Gathered, Stream, gather_task, has_bias, linears, stacked
+from epmq.gather import (
+    Batches,
+    Counts,
+    Gathered,
+    Rows,
+    Stream,
+    affine,
+    gather_task,
+    has_bias,
+    linears,
+    stacked,
+)
+from epmq.layer.affine import NormMoments, solved_bias
 from epmq.layer.moments import Deviations, Moments
-from epmq.layer.problem import LayerProblem
+from epmq.layer.problem import LayerProblem, anchor_strength
 from epmq.layer.weight import QuantizedWeight
 from epmq.merging import Checkpoint
 from epmq.models.layers import group_name, layer_groups
@@ -30,10 +42,10 @@ Solver = Callable[[LayerProblem], QuantizedWeight | Tensor]
 
 @dataclass(frozen=True)
 class LayerReport:
-    """What happened to one group of linear layers that read the same input.
+    """What happened to one group of linear layers that read the same input, or to some rows of it.
 
-    ``deviations`` are claim C3's, on the inputs that the walk calibrated on. ``packed_bits`` is ``None`` for
-    a full-precision solution.
+    ``deviations`` are claim C3's, on the inputs that the walk calibrated on. ``packed_bits`` and ``solution``
+    (the group's layers, their rows stacked) are ``None`` for a full-precision solution.
     """
 
     name: str
@@ -45,6 +57,7 @@ class LayerReport:
     warnings: tuple[str, ...]
     calibrate_seconds: float
     solve_seconds: float
+    solution: QuantizedWeight | None = field(default=None, repr=False)
 
 
 def centre(problem: LayerProblem) -> Tensor:
@@ -61,24 +74,26 @@ def walk(
     solve: Solver,
     *,
     batch_size: int = 64,
+    base: Checkpoint | None = None,
 ) -> Iterator[LayerReport]:
     """Quantise ``tower`` (which holds the merged weights) in place, yielding a report per layer group.
+
+    Where queries weigh tokens otherwise than keys and values (``patch_scope``), the group of the last block
+    that holds them has two reports, named by their rows.
 
     Args:
         experts: a checkpoint per task.
         inputs: model inputs per task, a tensor ``(n, ...)`` or a sequence of batches, the same tasks in the
             same order.
         solve: turns a layer problem into a quantised weight, or a dense matrix (:func:`centre`).
+        base: the model that the experts were fine-tuned from; read only by ``calibration.anchor_point``.
 
     Raises:
-        UserError: tasks differ, a task has no sample, or no layer matches ``calibration.layers``.
+        UserError: tasks differ, a task has no sample, no layer matches ``calibration.layers``, or an axis
+            needs what the tower or the caller does not have.
     """
     _check(experts, inputs)
-    if calibration.patch_weight != 1 and not tower.pooled:
-        raise UserError(
-            f"patch_weight {calibration.patch_weight} needs a head that reads a class token alone, as an "
-            "image tower has; leave it out"
-        )
+    refuse_unfit(tower, calibration, base)
     if calibration.teacher == "merged":
         own = {key: parameter.detach().clone() for key, parameter in tower.merged_parameters().items()}
         experts = dict.fromkeys(inputs, own)
@@ -96,24 +111,32 @@ def walk(
             expert_streams[task] = _through(stem, _batches(x, batch_size))
     del stem
     for index, (path, block) in enumerate(_parts(tower)):
-        counts = Counts(tower, index, calibration.patch_weight)
+        counts = Counts(tower, index, calibration)
         source = block if calibration.source != "merged" else copy.deepcopy(block)
         scratch = copy.deepcopy(block)
         groups = [group for where, group in chosen.values() if where == path]
-        # Only inputs that see this block's quantised layers have to be gathered layer after layer.
-        stages = [[g] for g in groups] if calibration.source == "quantised" else [groups] if groups else []
-        for stage in stages:
-            gathered = {g: Gathered.empty(block, g, calibration) for g in stage}
+        points = block
+        if calibration.needs_base:
+            assert base is not None
+            tower.load(points := copy.deepcopy(block), path, base)
+            _extrapolate(points, block, calibration.anchor_point)
+        for problems, norms in _stages(block, groups, counts, calibration):
+            gathered = {rows: Gathered.empty(block, rows, calibration) for rows in problems}
+            of_norms = {norm: _no_norm_moments(block.get_submodule(norm)) for norm in norms}
             for task, states in streams.items():
                 tower.load(scratch, path, experts[task])
                 seen_in = scratch if calibration.source == "expert-block" else source
                 pair = (seen_in, states), (scratch, expert_streams[task])
-                gather_task(gathered, pair, calibration, counts)
-            elapsed = (time.perf_counter() - clock) / len(stage)
-            for group in stage:
-                yield _solve_group(
-                    group_name(path, group), block, group, gathered[group], calibration, solve, elapsed
-                )
+                gather_task(gathered, of_norms, pair, calibration, counts)
+            for norm, moments in of_norms.items():
+                _solve_norm(block.get_submodule(norm), points.get_submodule(norm), moments, calibration)
+            if not problems:
+                continue
+            elapsed = (time.perf_counter() - clock) / len(problems)
+            for rows in problems:
+                name = group_name(path, rows.group) + rows.suffix
+                point = stacked(points, rows)
+                yield _solve_rows(name, block, rows, gathered[rows], point, calibration, solve, elapsed)
             clock = time.perf_counter()
         if path == "head" or not _later(chosen, index, len(tower.blocks)):
             return
@@ -133,6 +156,43 @@ def _check(experts: Mapping[str, Checkpoint], inputs: Mapping[str, Batches]) -> 
     for task, x in inputs.items():
         if not len(x):
             raise UserError(f"task {task!r} has no calibration sample; give at least one")
+
+
+def refuse_unfit(tower: Tower, calibration: Calibration, base: Checkpoint | None) -> None:
+    """Refuse axes that need what the tower or the caller does not have; raises UserError."""
+    if calibration.patch_weight != 1 and not tower.pooled:
+        raise UserError(
+            f"patch_weight {calibration.patch_weight} needs a head that reads a class token alone, as an "
+            "image tower has; leave it out"
+        )
+    if calibration.closed_norms and not any(tower.norms):
+        raise UserError(f"norms {calibration.norms!r} needs a tower that names its norms; leave it out")
+    if calibration.needs_base and base is None:
+        raise UserError(
+            f"anchor_point {calibration.anchor_point} needs the base model's weights; give them as base"
+        )
+
+
+def _stages(
+    block: nn.Module, groups: Sequence[SharedInput], counts: Counts, calibration: Calibration
+) -> Iterator[tuple[list[Rows], list[str]]]:
+    """What is gathered together: problems, and norms by path.
+
+    Only inputs that see layers of this block as they are by now are gathered stage after stage.
+    """
+    if calibration.source == "quantised" and calibration.sequential == "group":
+        for group in groups:
+            if norms := counts.norms([group]):
+                yield [], norms
+            yield counts.problems(block, group), []
+    elif groups:
+        yield [rows for group in groups for rows in counts.problems(block, group)], counts.norms(groups)
+
+
+def _extrapolate(base: nn.Module, merged: nn.Module, point: float) -> None:
+    """Make the base's parameters those of the anchor's point, rho W_m + (1 - rho) W_0."""
+    for origin, parameter in zip(base.parameters(), merged.parameters(), strict=True):
+        origin.copy_((point * parameter.double() + (1 - point) * origin.double()).to(origin))
 
 
 def _parts(tower: Tower) -> list[tuple[str, nn.Module]]:
@@ -172,32 +232,53 @@ def _solve_embedding(name: str, tower: Tower, solve: Solver) -> LayerReport:
         warnings=(),
         calibrate_seconds=0.0,
         solve_seconds=time.perf_counter() - start,
+        solution=solution if isinstance(solution, QuantizedWeight) else None,
     )
 
 
-def _solve_group(
+def _no_norm_moments(norm: nn.Module) -> NormMoments:
+    scale, _ = affine(norm)
+    return NormMoments.empty(len(scale), scale.device)
+
+
+def _solve_norm(norm: nn.Module, point: nn.Module, moments: NormMoments, calibration: Calibration) -> None:
+    ridge = anchor_strength(moments.energy, calibration.anchor, calibration.anchor_scale)
+    scale, shift = moments.solve(affine(point), ridge)
+    own = dict(norm.named_parameters())
+    own["weight"].copy_(scale)
+    if shift is not None:
+        own["bias"].copy_(shift)
+
+
+def _solve_rows(
     name: str,
     block: nn.Module,
-    group: SharedInput,
+    rows: Rows,
     gathered: Gathered,
+    point: tuple[Tensor, Tensor],
     calibration: Calibration,
     solve: Solver,
     calibrate_seconds: float,
 ) -> LayerReport:
     start = time.perf_counter()
-    merged, bias = (tensor.cpu() for tensor in stacked(block, group))
+    merged, bias = (tensor.cpu() for tensor in stacked(block, rows))
+    point_weight, point_bias = (tensor.cpu() for tensor in point)
     gathered = gathered.cpu()  # problems are posed and solved there, in float64, wherever the model is
     moments = gathered.moments
-    problem = _problem(merged, moments, calibration)
+    problem = _problem(merged, moments, calibration, point_weight)
     solution = solve(problem)
     dense = solution.dequantize() if isinstance(solution, QuantizedWeight) else solution.float()
-    if calibration.recalibrate == "bias":
+    if calibration.closed_biases:
+        ridge = anchor_strength(moments.gram.diagonal(), calibration.anchor, calibration.anchor_scale)
+        found = dense.double() @ gathered.mean_input
+        bias = solved_bias(gathered.mean_target, found, moments.weight_total, point_bias, ridge)
+    elif calibration.recalibrate == "bias":
         wanted = gathered.mean_target
         if calibration.target == "merged":
             wanted = merged @ gathered.mean_input + moments.weight_total * bias
         if moments.weight_total:  # all tasks weigh nothing where the inputs are all zero
             bias = (wanted - dense.double() @ gathered.mean_input) / moments.weight_total
-    _write(block, group, dense, bias)
+    _write(block, rows, dense, bias)
     return LayerReport(
         name=name,
         rows=merged.shape[0],
@@ -208,10 +289,11 @@ def _solve_group(
         warnings=problem.warnings,
         calibrate_seconds=calibrate_seconds,
         solve_seconds=time.perf_counter() - start,
+        solution=solution if isinstance(solution, QuantizedWeight) else None,
     )
 
 
-def _problem(merged: Tensor, moments: Moments, calibration: Calibration) -> LayerProblem:
+def _problem(merged: Tensor, moments: Moments, calibration: Calibration, point: Tensor) -> LayerProblem:
     return LayerProblem.from_moments(
         merged,
         moments,
@@ -219,14 +301,19 @@ def _problem(merged: Tensor, moments: Moments, calibration: Calibration) -> Laye
         anchor=calibration.anchor,
         anchor_scale=calibration.anchor_scale,
         damping=calibration.damping,
+        point=point,
     )
 
 
-def _write(block: nn.Module, group: SharedInput, weight: Tensor, bias: Tensor) -> None:
-    start = 0
-    for layer in linears(block, group):
-        rows = slice(start, start + len(layer.weight))
-        layer.weight.copy_(weight[rows])
-        if has_bias(layer):
-            layer.bias.copy_(bias[rows])
-        start = rows.stop
+def _write(block: nn.Module, rows: Rows, weight: Tensor, bias: Tensor) -> None:
+    """Copy a problem's rows to the layers that they are of."""
+    first, last, start = rows.start, rows.start + len(weight), 0
+    for layer in linears(block, rows.group):
+        stop = start + len(layer.weight)
+        here = slice(max(start, first), min(stop, last))
+        if here.start < here.stop:
+            own, given = (slice(here.start - x, here.stop - x) for x in (start, first))
+            layer.weight[own].copy_(weight[given])
+            if has_bias(layer):
+                layer.bias[own].copy_(bias[given])
+        start = stop

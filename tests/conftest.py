@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from benchmarks.run.cells import Cell
-    from benchmarks.run.compute import Outcome
+    from benchmarks.run.outcome import Outcome
     from benchmarks.workbench.base import Workbench
     from tests.fixtures.tiny_suite import TinySuite, TinyVisual
     from tests.fixtures.tiny_text import TinyText

@@ -60,6 +60,11 @@ def add_to(commands: Any) -> None:
     axes = run.add_argument_group("axes that the paper leaves open (defaults in parentheses)")
     for name, default in {**suites.CALIBRATION_AXES, **suites.SPEC_AXES}.items():
         _add_axis(axes, name, default)
+    refining = run.add_argument_group(
+        "axes of rows that are refined end to end (defaults of a row may differ)"
+    )
+    for name, default in suites.REFINEMENT_AXES.items():
+        _add_axis(refining, name, default, prefix="refine_")
     axes.add_argument(
         "--decoder",
         metavar="STR",
@@ -82,8 +87,8 @@ def _add_machine(run: Any) -> None:
     group.add_argument("--plan", action="store_true", help="print what would be done and download nothing")
 
 
-def _add_axis(group: Any, name: str, default: Any) -> None:
-    flag = "--" + name.replace("_", "-")
+def _add_axis(group: Any, name: str, default: Any, prefix: str = "") -> None:
+    flag = "--" + (prefix + name).replace("_", "-")
     if isinstance(default, bool):
         group.add_argument(flag, action="store_true", default=None, help="(off)")
     else:
@@ -96,6 +101,7 @@ def _run(options: argparse.Namespace) -> int:
     chosen = suites.options(suite, options.comparison)
     chosen |= {name: getattr(options, name) for name in chosen if getattr(options, name, None) is not None}
     chosen["calibration"] |= _given(options, suites.CALIBRATION_AXES)
+    chosen["refinement"] |= _given(options, suites.REFINEMENT_AXES, prefix="refine_")
     chosen["spec"] |= _given(options, suites.SPEC_AXES)
     if options.out is None and not options.plan:
         raise UserError(
@@ -146,5 +152,6 @@ def _crossed(options: dict[str, list[float]]) -> list[dict[str, float]]:
     return [dict(zip(options, values, strict=True)) for values in product(*options.values())]
 
 
-def _given(options: argparse.Namespace, names: Iterable[str]) -> dict[str, Any]:
-    return {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+def _given(options: argparse.Namespace, names: Iterable[str], prefix: str = "") -> dict[str, Any]:
+    found = {name: getattr(options, prefix + name) for name in names}
+    return {name: value for name, value in found.items() if value is not None}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,9 @@ from benchmarks.suites.forms import ClipSuite, ImageTask, TaskSpec
 from benchmarks.workbench.base import Answers, Workbench
 from epmq.gather import Batches
 from epmq.models.tower import Tower
+from epmq.refinement.budget import Budget
+from epmq.refinement.objective import FeatureDistance, Objective
+from epmq.refinement.samples import Rows
 
 if TYPE_CHECKING:  # text suites do not wait for open_clip
     from benchmarks.images.preprocess import Preprocess
@@ -75,6 +79,15 @@ class ImageWorkbench(Workbench):
         found = {t.task: self.images(t, t.dataset.train_split, ids[t.task]).all() for t in self.suite.tasks}
         return CalibrationInputs(found, self.models.preprocess, self.setting.machine.device)
 
+    def calibration_rows(self, samples: int, seed: int, decoder: str | None) -> Mapping[str, Rows]:
+        inputs = self.calibration_inputs(samples, seed, decoder)
+        assert isinstance(inputs, CalibrationInputs)
+        return {task: inputs.rows(task) for task in inputs}
+
+    def objective(self, budget: Budget) -> Objective:
+        """Squared distance of unit-norm features, and of class tokens between blocks."""
+        return FeatureDistance(budget.intermediate)
+
     def features(self, tower: Tower, batch: Any) -> Tensor:
         """Image features of unit norm."""
         return F.normalize(tower(batch), dim=-1)
@@ -96,8 +109,28 @@ class CalibrationInputs(Mapping[str, Tensor]):
     def __getitem__(self, task: str) -> Tensor:
         return self._preprocess.normalise(self._images[task].to(self._device))
 
+    def rows(self, task: str) -> ImageRows:
+        """A task's images, normalised batch by batch."""
+        return ImageRows(self._images[task], self._preprocess, self._device)
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._images)
 
     def __len__(self) -> int:
         return len(self._images)
+
+
+@dataclass(frozen=True)
+class ImageRows:
+    """Decoded images of one task ``(n, 3, h, w)`` uint8, which become model inputs a batch at a time."""
+
+    images: Tensor
+    preprocess: Preprocess
+    device: torch.device
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def take(self, index: Tensor) -> Tensor:
+        """Model inputs of the images at ``index``, float32."""
+        return self.preprocess.normalise(self.images[index].to(self.device))

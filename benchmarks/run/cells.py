@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import product
 from typing import Any
 
+from baselines import refinements
 from baselines.controls import CONTROLS
 from baselines.recipes import Recipe, resolve
+from baselines.registry import get
 from epmq.calibration import Calibration, Target
 from epmq.errors import UserError, choose
 from epmq.layer.spec import QuantSpec
 from epmq.merging import known, options_of
+from epmq.refinement.budget import Budget
 
 DECODERS = {  # what calibration reads besides the prompts, in text suites
     "experts": "teacher-forced: what each task's own expert generates from the prompt (no label)",
@@ -25,13 +29,31 @@ BASE = "base"  # the start that is no merge
 
 
 @dataclass(frozen=True)
+class Refining:
+    """A registered refinement by name, with its budget."""
+
+    name: str
+    budget: Budget
+
+    @property
+    def module(self) -> str:
+        """The file of the refinement."""
+        return inspect.getfile(refinements.get(self.name).refine)
+
+    @property
+    def axes(self) -> dict[str, Any]:
+        """Every axis, flat."""
+        return {"name": self.name, **asdict(self.budget)}
+
+
+@dataclass(frozen=True)
 class Cell:
     """One row: what it starts from, its calibration passes and rounding, the samples and the seed.
 
     ``start`` is a merge by name, or ``"base"``; ``own`` is what every task has of its own expert besides. Of
     the ``passes`` all but the last put their centre in place in full precision; so does the last where
-    ``rounding`` is ``None``. ``decoder`` is what a language model's calibration reads besides the prompts;
-    ``None`` without one.
+    ``rounding`` is ``None``. ``before`` refines the start, ``after`` what the last pass leaves. ``decoder``
+    is what a language model's calibration reads besides the prompts; ``None`` without one.
     """
 
     method: str
@@ -45,6 +67,8 @@ class Cell:
     samples: int | None = None
     seed: int = 0
     decoder: str | None = None
+    before: Refining | None = None
+    after: Refining | None = None
 
     @property
     def merge(self) -> str | None:
@@ -53,12 +77,15 @@ class Cell:
 
     @property
     def axes(self) -> dict[str, Any]:
-        """Every axis, flat; those of a pass after the first under ``then.``, of the next ``then.then.``."""
+        """Recorded axes, flat; of a pass after the first under ``then.``, of the next ``then.then.``."""
         parts: dict[str, Any] = {} if self.samples is None else {"samples": self.samples}
         parts |= {} if self.decoder is None else {"decoder": self.decoder}
         for number, calibration in enumerate(self.passes):
             prefix = "" if number == 0 else "then." * number
-            parts |= {f"{prefix}{name}": value for name, value in asdict(calibration).items()}
+            parts |= {f"{prefix}{name}": value for name, value in calibration.recorded.items()}
+        for prefix, refining in (("before", self.before), ("after", self.after)):
+            if refining is not None:
+                parts |= {f"{prefix}.{name}": value for name, value in refining.axes.items()}
         return parts if self.spec is None else parts | asdict(self.spec)
 
     @property
@@ -71,13 +98,25 @@ class Cell:
         """Bits a code; ``None`` in full precision."""
         return self.spec.bits if self.spec else None
 
+    @property
+    def modules(self) -> list[str]:
+        """The files of its rounding and of its refinements."""
+        methods: list[Any] = [] if self.rounding is None else [get(self.rounding).rounding]
+        return [inspect.getfile(each) for each in methods] + [
+            each.module for each in (self.before, self.after) if each is not None
+        ]
+
     def key(self, context: Mapping[str, Any]) -> str:
         """16 hex digits of the hash of the cell and its context (suite, revisions, device class).
 
         Raises:
             TypeError: the context holds what is not JSON, which would have no stable key.
         """
-        described = {**asdict(self), "context": context}
+        passes = [each.recorded for each in self.passes]
+        described = {**asdict(self), "passes": passes, "context": context}
+        for name in ("before", "after"):  # a cell without refinement has the key that it had without these
+            if described[name] is None:
+                del described[name]
         return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -87,7 +126,7 @@ class Request:
 
     ``seeds`` draw calibration samples; what is not calibrated is one cell, at seed 0. ``decoder`` is an axis
     of text suites. ``merge_options`` holds one set of options or several; ``chosen`` a suite's own defaults
-    of calibration axes, by reading.
+    of calibration axes, by reading; ``pooled`` whether its models' head reads a class token alone.
     """
 
     merge: Sequence[str]
@@ -100,7 +139,9 @@ class Request:
     decoder: str | None = None
     merge_options: Sequence[Mapping[str, Any]] = ({},)
     chosen: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    pooled: bool = True
     calibration: dict[str, Any] = field(default_factory=dict)
+    refinement: dict[str, Any] = field(default_factory=dict)
     spec: dict[str, Any] = field(default_factory=dict)
 
 
@@ -133,9 +174,11 @@ def expand(request: Request) -> list[Cell]:
 def _refuse_idle_options(request: Request, cells: Iterable[Cell]) -> None:
     """An option that no cell takes would be dropped without a word."""
     taken = [item for cell in cells for item in (cell.axes | cell.merge_options).items()]
+    taken += [item for cell in cells for each in cell.passes for item in asdict(each).items()]
     options = [item for given in request.merge_options for item in given.items()]
-    for name, value in [*(request.calibration | request.spec).items(), *options]:
-        if (name, value) not in taken and (f"then.{name}", value) not in taken:
+    refining = {name: (f"before.{name}", f"after.{name}") for name in request.refinement}
+    for name, value in [*(request.calibration | request.refinement | request.spec).items(), *options]:
+        if not any((place, value) in taken for place in refining.get(name, (name,))):
             raise UserError(f"{name} {value!r} changes no cell that is asked for; leave it out")
 
 
@@ -147,16 +190,22 @@ def _of_bits(request: Request, recipe: Recipe, start: str) -> Iterable[Cell]:
 
 def _cells(request: Request, recipe: Recipe, start: str, bits: int | None) -> Iterable[Cell]:
     """A cell for each set of options, number of samples and seed; what is not calibrated has one a set."""
-    last = len(recipe.passes) - 1
+    last, text = len(recipe.passes) - 1, request.decoder is not None
     passes = tuple(
         each.calibration(
             request.calibration,
             rounded=number == last and recipe.rounding is not None,
             chosen=request.chosen,
+            pooled=request.pooled,
         )
         for number, each in enumerate(recipe.passes)
     )
-    draws = list(product(request.samples, request.seeds)) if passes else [(None, 0)]
+    before, after = (
+        None if each is None else Refining(each.name, each.budget(request.refinement, text=text, exact=exact))
+        for each, exact in ((recipe.before, True), (recipe.after, recipe.rounding is None))
+    )
+    calibrated = passes or before or after
+    draws = list(product(request.samples, request.seeds)) if calibrated else [(None, 0)]
     for options, (samples, seed) in product(_options(request, start), draws):
         yield Cell(
             recipe.name,
@@ -169,7 +218,9 @@ def _cells(request: Request, recipe: Recipe, start: str, bits: int | None) -> It
             None if bits is None else QuantSpec(bits, **request.spec),
             samples=samples,
             seed=seed,
-            decoder=request.decoder if passes else None,
+            decoder=request.decoder if calibrated else None,
+            before=before,
+            after=after,
         )
 
 

@@ -6,47 +6,21 @@ import resource
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import replace
 
 from tqdm.auto import tqdm
 
 import baselines
+from benchmarks.run import refining
 from benchmarks.run.cells import BASE, Cell
-from benchmarks.workbench.base import Answers, Workbench
+from benchmarks.run.outcome import Outcome
+from benchmarks.workbench.base import Workbench
 from epmq.calibration import Calibration
 from epmq.layer.spec import QuantSpec
+from epmq.layer.weight import QuantizedWeight
 from epmq.models.layers import layer_groups
 from epmq.models.tower import Tower
-from epmq.walk import LayerReport, Solver, centre, walk
-
-
-@dataclass
-class Outcome:
-    """What computing a cell gave, in a form that travels between processes.
-
-    Attributes:
-        answers: per task, what the model said and what is right.
-        seconds: by phase. Cells that are evaluated together share the time of their pass evenly.
-        peak_memory: resident bytes of the process so far (it never falls from one cell to the next).
-    """
-
-    answers: dict[str, Answers] = field(default_factory=dict)
-    seconds: dict[str, float] = field(default_factory=dict)
-    layers: list[LayerReport] = field(default_factory=list)
-    warnings: set[str] = field(default_factory=set)
-    peak_memory: int = 0
-
-    @contextmanager
-    def timed(self, phase: str) -> Iterator[None]:
-        """Add what the block takes to a phase."""
-        start = time.perf_counter()
-        yield
-        self.spend(phase, time.perf_counter() - start)
-
-    def spend(self, phase: str, seconds: float) -> None:
-        """Add to a phase."""
-        self.seconds[phase] = self.seconds.get(phase, 0.0) + seconds
+from epmq.walk import Solver, centre, refuse_unfit, walk
 
 
 def refuse_impossible(workbench: Workbench, cell: Cell) -> None:
@@ -54,7 +28,11 @@ def refuse_impossible(workbench: Workbench, cell: Cell) -> None:
     if cell.samples is not None:
         for task in workbench.suite.tasks:
             workbench.sample_ids(task, cell.samples, cell.seed)
+            for each in (cell.before, cell.after):
+                if each is not None:
+                    each.budget.split(task.task, cell.samples)
     for calibration in cell.passes:
+        refuse_unfit(workbench.tower, calibration, workbench.models.base)
         for part, group in layer_groups(workbench.tower, calibration.layers).values():
             weight = workbench.tower.get_parameter(f"{part}.{group[0]}.weight")
             if cell.spec is not None:
@@ -120,11 +98,16 @@ def _model(workbench: Workbench, cell: Cell, outcome: Outcome) -> Tower:
         return workbench.tower.load_all(workbench.models.base)
     with outcome.timed("merge"):
         tower = workbench.merged(cell.start, cell.merge_options)
+    if cell.before is not None:
+        refining.start(workbench, cell, tower, outcome)
+    quantised: dict[str, QuantizedWeight] = {}
     for number, calibration in enumerate(cell.passes, 1):
         solve: Solver = centre
         if number == len(cell.passes) and cell.rounding is not None and cell.spec is not None:
             solve = solver(baselines.get(cell.rounding), cell.spec)
-        _walk(workbench, cell, tower, calibration, solve, outcome)
+        quantised = _walk(workbench, cell, tower, calibration, solve, outcome)
+    if cell.after is not None:
+        refining.end(workbench, cell, tower, quantised, outcome)
     return tower
 
 
@@ -135,16 +118,22 @@ def solver(rounding: baselines.Baseline, spec: QuantSpec) -> Solver:
 
 def _walk(
     workbench: Workbench, cell: Cell, tower: Tower, calibration: Calibration, solve: Solver, outcome: Outcome
-) -> None:
+) -> dict[str, QuantizedWeight]:
+    """One pass; returns the quantised weights by group."""
     assert cell.samples is not None
     inputs = workbench.calibration_inputs(cell.samples, cell.seed, cell.decoder)
-    steps = walk(tower, workbench.models.experts, inputs, calibration, solve)
+    models = workbench.models
+    steps = walk(tower, models.experts, inputs, calibration, solve, base=models.base)
     total = len(layer_groups(tower, calibration.layers))
-    outcome.layers = list(tqdm(steps, desc="  layers", total=total, leave=False, delay=2))
-    for layer in outcome.layers:
+    outcome.layers, found = [], {}
+    for layer in tqdm(steps, desc="  layers", total=total, leave=False, delay=2):
+        if layer.solution is not None:
+            found[layer.name] = layer.solution
+        outcome.layers.append(replace(layer, solution=None))
         outcome.spend("calibrate", layer.calibrate_seconds)
         outcome.spend("quantise", layer.solve_seconds)
         outcome.warnings |= {f"{layer.name}: {warning}" for warning in layer.warnings}
+    return found
 
 
 def peak_memory() -> int:

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 
 from benchmarks.run.cells import Cell
-from benchmarks.run.compute import Outcome, compute
+from benchmarks.run.compute import compute
+from benchmarks.run.outcome import Outcome
 from benchmarks.suites.forms import Suite
 from benchmarks.workbench.base import Setting, Workbench
 from epmq.errors import UserError, choose

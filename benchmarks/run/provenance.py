@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import inspect
 import os
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -13,7 +12,6 @@ from typing import Any
 import torch
 from pydantic import JsonValue
 
-import baselines
 from benchmarks.run.cells import Cell, Request
 from benchmarks.sources import data
 from benchmarks.suites.forms import Suite
@@ -90,16 +88,14 @@ def _listed(key: str, cell: Cell) -> dict[str, JsonValue]:
         "target": cell.target,
         "bits": cell.bits,
         "seed": cell.seed,
-        "code": _code(cell.rounding),
+        "code": code_of(cell),
         **({} if cell.decoder is None else {"decoder": cell.decoder}),
     }
 
 
-def _code(rounding: str | None) -> str:
+def code_of(cell: Cell) -> str:
     """The hash of the code behind a cell."""
-    if rounding is None:
-        return code.code_digest()
-    return code.code_digest(Path(inspect.getfile(baselines.get(rounding).rounding)))
+    return code.code_digest(*map(Path, cell.modules))
 
 
 def refuse_other_origin(out: Path, wanted: Manifest) -> None:

@@ -12,16 +12,25 @@ from tqdm.auto import tqdm
 
 from benchmarks.run import provenance
 from benchmarks.run.cells import DECODERS, Cell, Request, expand
-from benchmarks.run.compute import Outcome, refuse_impossible, together
+from benchmarks.run.compute import refuse_impossible, together
 from benchmarks.run.executors import Executor, one_by_one, open_workbench
+from benchmarks.run.outcome import Outcome
 from benchmarks.suites.forms import Suite
 from benchmarks.suites.load import identity
 from benchmarks.workbench.base import Setting, Workbench
 from epmq.errors import UserError, choose
+from epmq.refinement.descent import Curve
 from epmq.walk import LayerReport
 from results.store.claim import claimed, refuse_held
 from results.store.folder import RunFolder
-from results.store.records import LayerResult, Record, TaskResult, mean_ranked
+from results.store.records import (
+    LayerResult,
+    Record,
+    RefinementPoint,
+    RefinementResult,
+    TaskResult,
+    mean_ranked,
+)
 from results.store.samples import PREDICTION, RANKED, RANKED_NORM, REFERENCE, scores
 
 
@@ -75,13 +84,15 @@ def _compute(workbench: Workbench, keyed: Mapping[str, Cell], folder: RunFolder,
 def decoding(suite: Suite, request: Request) -> Request:
     """The request with what calibration reads beside prompts: of text suites, by default experts' answers.
 
+    Their models have no class token.
+
     Raises:
         UserError: it is unknown, or a suite of images is asked for one.
     """
     if suite.kind == "text":
         asked = request.decoder or "experts"
         choose("decoder", asked, DECODERS)
-        return replace(request, decoder=asked)
+        return replace(request, decoder=asked, pooled=False)
     if request.decoder is not None:
         raise UserError(f"--decoder {request.decoder!r} changes nothing in {suite.name}; leave it out")
     return request
@@ -130,6 +141,7 @@ def record(workbench: Workbench, cell: Cell, done: Outcome, experts: Record | No
         average_ranked=mean_ranked(each["ranked"] for each in further.values()),
         normalised=normalised(values, experts.tasks) if experts else None,
         layers=tuple(_layer(x) for x in done.layers),
+        refinements={place: _curve(x) for place, x in done.curves.items()},
         seconds=done.seconds,
         peak_memory_bytes=done.peak_memory,
         packed_bytes=(sum(bits) + 7) // 8 if bits else None,
@@ -160,3 +172,8 @@ def _layer(report: LayerReport) -> LayerResult:
         merging_deviation=apart.merging,
         warnings=report.warnings,
     )
+
+
+def _curve(curve: Curve) -> RefinementResult:
+    points = [RefinementPoint(step=p.step, learnt=p.learnt, held_out=p.held_out) for p in curve.points]
+    return RefinementResult(points=tuple(points), best=curve.best, seconds=curve.seconds)

@@ -23,6 +23,7 @@ from benchmarks.suites.strict import first_complaint
 from epmq.calibration import Calibration
 from epmq.errors import UserError, nearest
 from epmq.layer.spec import QuantSpec
+from epmq.refinement.budget import Budget
 from results.store.files import read_bounded
 
 MAX_BYTES = 1 << 24  # of a suite file
@@ -87,6 +88,7 @@ def on_hub(path: str) -> bool:
 
 
 CALIBRATION_AXES = {f.name: f.default for f in fields(Calibration) if f.name != "target"}
+REFINEMENT_AXES = {f.name: f.default for f in fields(Budget)}
 SPEC_AXES = {f.name: f.default for f in fields(QuantSpec) if f.name != "bits"}
 
 
@@ -101,9 +103,9 @@ def options(suite: Suite, comparison: str) -> dict[str, Any]:
         raise UserError(f"comparison {comparison!r} is unknown in {suite.name}{nearest(comparison, known)}")
     found = suite.comparisons[comparison].model_dump()
     axes = found.pop("axes")
-    if unknown := [name for name in axes if name not in {**CALIBRATION_AXES, **SPEC_AXES}]:
+    if unknown := [name for name in axes if name not in {**CALIBRATION_AXES, **REFINEMENT_AXES, **SPEC_AXES}]:
         raise UserError(f"{suite.name}: comparison {comparison!r} sets {unknown[0]!r}, which is no axis")
-    parts = {"calibration": CALIBRATION_AXES, "spec": SPEC_AXES}
+    parts = {"calibration": CALIBRATION_AXES, "refinement": REFINEMENT_AXES, "spec": SPEC_AXES}
     split = {part: {n: v for n, v in axes.items() if n in names} for part, names in parts.items()}
     return {**found, **split, "chosen": suite.chosen}
 

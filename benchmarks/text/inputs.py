@@ -40,7 +40,9 @@ class Encoder:
             return self._batches(self._seq2seq(prompts, self._ids(targets)), device)
         between = task.config.get("target_delimiter", " ")
         texts = [prompt + between + target for prompt, target in zip(prompts, targets, strict=True)]
-        return self._batches([(ids, []) for ids in self._ids(texts)], device)
+        read = list(zip(self._ids(texts), self._ids(prompts), strict=True))
+        answers = [max(1, len(ids) - len(prompt)) for ids, prompt in read]
+        return self._batches([(ids, []) for ids, _ in read], device, answers)
 
     def generated(
         self, task: TaskFile, rows: Dataset, device: torch.device, answers: Sequence[list[int]]
@@ -58,15 +60,27 @@ class Encoder:
             return self._batches(self._seq2seq(prompts, answers), device)
         room = self.max_length - task.config["generation_kwargs"]["max_gen_toks"]
         read = zip(self.tokenizer(prompts).input_ids, answers, strict=True)
-        return self._batches([(prompt[-room:] + answer[:-1], []) for prompt, answer in read], device)
+        pairs: list[tuple[list[int], list[int]]] = [(p[-room:] + answer[:-1], []) for p, answer in read]
+        return self._batches(pairs, device, [max(1, len(answer)) for answer in answers])
 
     def _batches(
-        self, pairs: Sequence[tuple[list[int], list[int]]], device: torch.device
+        self,
+        pairs: Sequence[tuple[list[int], list[int]]],
+        device: torch.device,
+        answers: Sequence[int] | None = None,
     ) -> list[dict[str, Tensor]]:
-        """Batches of like length; padding is on the right and masked."""
+        """Batches of like length; padding is on the right and masked.
+
+        ``answers``: how many of each first sequence's last positions have a token of the answer next.
+        """
         order = sorted(range(len(pairs)), key=lambda i: len(pairs[i][0]))
-        parts = [[pairs[i] for i in order[k : k + BATCH]] for k in range(0, len(order), BATCH)]
-        return [{name: x.to(device) for name, x in self._padded(part).items()} for part in parts]
+        found = []
+        for chosen in (order[k : k + BATCH] for k in range(0, len(order), BATCH)):
+            batch = self._padded([pairs[i] for i in chosen])
+            if answers is not None:
+                batch["answer_mask"] = _last(batch["attention_mask"], [answers[i] for i in chosen])
+            found.append({name: x.to(device) for name, x in batch.items()})
+        return found
 
     def _seq2seq(self, prompts: list[str], targets: Sequence[list[int]]) -> list[tuple[list[int], list[int]]]:
         start = self.config.decoder_start_token_id
@@ -87,3 +101,9 @@ class Encoder:
                 found[f"{prefix}input_ids"] = pad_sequence(ids, batch_first=True, padding_value=pad)
                 found[f"{prefix}attention_mask"] = pad_sequence(masks, batch_first=True)
         return found
+
+
+def _last(mask: Tensor, counts: Sequence[int]) -> Tensor:
+    """Of every row's positions that count in ``mask``, the last so many; integers like ``mask``."""
+    left = mask.flip(1).cumsum(1).flip(1)  # of those that count, how many from here on
+    return mask * (left <= torch.tensor(counts)[:, None]).long()

@@ -25,6 +25,9 @@ from benchmarks.workbench.base import Answers, Workbench
 from epmq.errors import UserError
 from epmq.gather import Batches
 from epmq.models.tower import Tower
+from epmq.refinement.budget import Budget
+from epmq.refinement.objective import AnswerDivergence, Objective
+from epmq.refinement.samples import BatchRows, Rows
 
 EVALUATED = 64  # prompts generated from at a time
 
@@ -97,6 +100,14 @@ class TextWorkbench(Workbench):
             }
             self.tower.load_all(held)
         return self._said[draw]
+
+    def calibration_rows(self, samples: int, seed: int, decoder: str | None) -> Mapping[str, Rows]:
+        inputs = self.calibration_inputs(samples, seed, decoder)
+        return {task: BatchRows(list(batches)) for task, batches in inputs.items()}
+
+    def objective(self, budget: Budget) -> Objective:
+        """Divergence of the distributions over the answer's tokens."""
+        return AnswerDivergence(budget.top)
 
     def features(self, tower: Tower, batch: Any) -> Tensor:
         """Square roots of the probabilities of the answer's first token, whose norm is 1."""

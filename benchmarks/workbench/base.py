@@ -27,6 +27,10 @@ from benchmarks.workbench.merged import MergedWeights
 from epmq.gather import Batches
 from epmq.merging import known
 from epmq.models.tower import Tower
+from epmq.refinement.budget import Budget
+from epmq.refinement.descent import Lessons, teach
+from epmq.refinement.objective import Objective
+from epmq.refinement.samples import Rows
 from results.store.samples import spearman
 
 
@@ -109,6 +113,7 @@ class Workbench(ABC):
             for task in tqdm(suite.tasks, desc="loading data", leave=False, delay=2)
             for split in (task.dataset.train_split, task.dataset.eval_split)
         }
+        self._lessons: tuple[tuple[Any, ...], Lessons] | None = None
         self._calibration: tuple[tuple[Any, ...], Mapping[str, Batches]] | None = None
         self.tower = self.models.tower.to(self.setting.machine.device)
 
@@ -123,6 +128,14 @@ class Workbench(ABC):
     @abstractmethod
     def inputs(self, ids: Mapping[str, list[int]], decoder: str | None) -> Mapping[str, Batches]:
         """Model inputs of rows of the train splits, per task; ``decoder`` is for text suites."""
+
+    @abstractmethod
+    def calibration_rows(self, samples: int, seed: int, decoder: str | None) -> Mapping[str, Rows]:
+        """The calibration samples of :meth:`calibration_inputs`, which make batches when asked."""
+
+    @abstractmethod
+    def objective(self, budget: Budget) -> Objective:
+        """The distance to the experts that a refinement makes smaller."""
 
     @abstractmethod
     def features(self, tower: Tower, batch: Any) -> Tensor:
@@ -189,6 +202,16 @@ class Workbench(ABC):
             ids = {task.task: self.sample_ids(task, samples, seed) for task in self.suite.tasks}
             self._calibration = wanted, self.inputs(ids, decoder)
         return self._calibration[1]
+
+    def lessons(self, samples: int, seed: int, decoder: str | None, budget: Budget) -> Lessons:
+        """Calibration samples and what the experts make of them; the last are kept."""
+        objective = self.objective(budget)
+        wanted = samples, seed, decoder, objective
+        if self._lessons is None or self._lessons[0] != wanted:
+            rows = self.calibration_rows(samples, seed, decoder)
+            taught = teach(self.tower, self.models.experts, rows, objective)
+            self._lessons = wanted, Lessons(rows, taught, objective, seed)
+        return self._lessons[1]
 
     @cached_property
     def _merges(self) -> MergedWeights:

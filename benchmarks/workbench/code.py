@@ -25,6 +25,7 @@ COMPUTING = (  # what a cell depends on besides its rounding: files, and folders
     "epmq/calibration.py",
     "epmq/gather.py",
     "epmq/layer",
+    "epmq/refinement",
     "epmq/walk.py",
     "benchmarks/suites/prompt.py",
     "benchmarks/suites/metrics",
@@ -36,27 +37,28 @@ COMPUTING = (  # what a cell depends on besides its rounding: files, and folders
     "benchmarks/workbench/machine.py",
     "benchmarks/workbench/merged.py",
     "benchmarks/run/compute.py",
+    "benchmarks/run/refining.py",
     "results/store/samples.py",  # Spearman's rho
 )
 
 
-def code_digest(rounding: Path | None = None) -> str:
-    """SHA-256 of the code that computes a cell; ``rounding`` is the module of its rounding method."""
-    return _digest(ROOT, COMPUTING, rounding)
+def code_digest(*methods: Path) -> str:
+    """SHA-256 of the code that computes a cell; ``methods`` are modules of its rounding and refinements."""
+    return _digest(ROOT, COMPUTING, methods)
 
 
 def merging_digest(method: Path) -> str:
     """SHA-256 of the code that merges; ``method`` is the merge's own module."""
-    return _digest(ROOT, MERGING, method)
+    return _digest(ROOT, MERGING, (method,))
 
 
 @cache
-def _digest(root: Path, parts: tuple[str, ...], method: Path | None) -> str:
+def _digest(root: Path, parts: tuple[str, ...], methods: tuple[Path, ...]) -> str:
     digest = hashlib.sha256()
     for part in parts:
         for file in _modules(root / part):
             digest.update(f"{file.relative_to(root).as_posix()}\0{meaning(file)}\0".encode())
-    if method is not None:
+    for method in methods:
         digest.update(f"{method.name}\0{meaning(method)}\0".encode())
     return digest.hexdigest()
 

@@ -130,8 +130,12 @@ class LayerProblem:
         anchor: float = 0.0,
         anchor_scale: AnchorScale = "relative",
         damping: float = 0.0,
+        point: Tensor | None = None,
     ) -> LayerProblem:
-        """The problem of already accumulated moments; the anchor counts for the expert target only."""
+        """The problem of already accumulated moments; the anchor counts for the expert target only.
+
+        ``point`` is what the anchor pulls to, ``(rows, columns)``; ``None`` for W_m.
+        """
         if not moments.tasks:
             raise UserError("no calibration moments: give at least one Gram matrix")
         if target == "expert" and moments.experts != moments.tasks:
@@ -146,11 +150,12 @@ class LayerProblem:
         if target == "merged":
             hessian, factor, warnings = _positive_definite(moments.gram, damping * mean, mean)
             return cls(merged, hessian, merged, warnings)._with(factor)
-        strength = anchor * mean if anchor_scale == "relative" else anchor
+        strength = anchor_strength(moments.gram.diagonal(), anchor, anchor_scale)
+        point = merged if point is None else point.double()
         hessian, factor, warnings = _positive_definite(moments.gram, strength, mean)
-        # W* - W_m = (sum_t c_t W_t E[x~ x^T] - W_m sum_t c_t G_t) H^-1: what no task says anything about
-        # stays W_m, whether lambda or the extra ridge holds it there.
-        centre = merged + _solve(factor, moments.target - merged @ moments.gram)
+        # W* - A = (sum_t c_t W_t E[x~ x^T] - A sum_t c_t G_t) H^-1 with A the anchor's point: what no task
+        # says anything about stays there, whether lambda or the extra ridge holds it.
+        centre = point + _solve(factor, moments.target - point @ moments.gram)
         if damping:
             hessian, factor, more = _positive_definite(moments.gram, strength + damping * mean, mean)
             warnings = tuple(dict.fromkeys((*warnings, *more)))
@@ -191,6 +196,11 @@ class LayerProblem:
         """The objective of every row, ``(rows,)`` float64."""
         gap = weight.to(self.centre) - self.centre
         return torch.einsum("rc,rc->r", gap @ self.hessian, gap)
+
+
+def anchor_strength(diagonal: Tensor, anchor: float, scale: AnchorScale) -> float:
+    """Lambda, of an anchor that is relative to the mean of a diagonal, or absolute."""
+    return anchor * float(diagonal.mean()) if scale == "relative" else anchor
 
 
 def _positive_definite(gram: Tensor, ridge: float, mean: float) -> tuple[Tensor, Tensor, tuple[str, ...]]:

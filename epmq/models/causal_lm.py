@@ -23,6 +23,7 @@ GROUPS: tuple[SharedInput, ...] = (
     ("mlp.gate_proj", "mlp.up_proj"),
     ("mlp.down_proj",),
 )
+NORMS = {"input_layernorm": GROUPS[0], "post_attention_layernorm": GROUPS[2]}
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 ATTENTION = ("eager", "sdpa")
 EMBEDDING, OUTPUT = "model.embed_tokens.weight", "lm_head.weight"
@@ -140,6 +141,7 @@ def tower(model: Any) -> Tower:
         [GROUPS] * len(blocks),
         {name: _checkpoint_name(name, tied) for name, _ in parameters},
         valid=_valid,
+        norms=[NORMS] * len(blocks),
         outer=["stem.embed_tokens"] if tied else ["stem.embed_tokens", "head.lm_head"],
         tied={EMBEDDING: (OUTPUT,)} if tied else {},
         model=model,

@@ -13,6 +13,7 @@ from epmq.errors import UserError
 from epmq.models.tower import Tower
 
 GROUPS = (("attn.in_proj",), ("attn.out_proj",), ("mlp.c_fc",), ("mlp.c_proj",))
+NORMS = {"ln_1": GROUPS[0], "ln_2": GROUPS[2]}
 
 
 class _Stem(nn.Module):
@@ -85,7 +86,8 @@ def tower(visual: Any) -> Tower:
     parts = _Stem(visual), blocks, _Head(visual)
     probe = nn.ModuleDict({"stem": parts[0], "blocks": nn.ModuleList(blocks), "head": parts[2]})
     keys = {name: _checkpoint_name(name) for name, _ in probe.named_parameters()}
-    return Tower(*parts, [GROUPS] * len(blocks), keys, frozenset({"proj"}), pooled=True).eval()
+    groups, norms = [GROUPS] * len(blocks), [NORMS] * len(blocks)
+    return Tower(*parts, groups, keys, frozenset({"proj"}), pooled=True, norms=norms).eval()
 
 
 def _checkpoint_name(name: str) -> str:

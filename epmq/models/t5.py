@@ -188,6 +188,7 @@ def tower(model: Any) -> Tower:
         keys,
         valid=partial(_valid, len(encoder.block)),
         outer=["stem.shared"] if tied else ["stem.shared", "head.lm_head"],
+        norms=[_norms(block) for block in blocks],
         tied={EMBEDDING: (*TIED, OUTPUT) if tied else TIED},
         model=model,
     )
@@ -200,6 +201,15 @@ def _groups(block: nn.Module) -> list[SharedInput]:
     inside = (f"{last}.wi_0", f"{last}.wi_1") if gated else (f"{last}.wi",)
     cross = [(CROSS[0],), KEY_VALUE, (CROSS[3],)] if isinstance(block, _DecoderBlock) else []
     return [SELF[:3], (SELF[3],), *cross, inside, (f"{last}.wo",)]
+
+
+def _norms(block: nn.Module) -> dict[str, SharedInput]:
+    """The norm before each sub-layer; the encoder's final one, which no layer of its block reads, is not."""
+    groups = _groups(block)
+    read = (
+        [groups[0], (CROSS[0],), groups[-2]] if isinstance(block, _DecoderBlock) else [groups[0], groups[-2]]
+    )
+    return {f"block.layer.{i}.layer_norm": group for i, group in enumerate(read)}
 
 
 def _valid(encoder_blocks: int, index: int, group: SharedInput, state: State) -> Tensor:

@@ -36,6 +36,9 @@ class Tower(nn.Module):
         outer: linear layers of the head and embeddings of the stem, by path (``head.lm_head``), that are
             quantised only where a pattern names them.
         pooled: whether the head reads the first token of the last state alone (an image tower's class token).
+            A block's first group then holds queries, keys and values, a third of its rows each.
+        norms: of every block, the norms before its layers by path, each with the group that reads what it
+            gives. A norm's parameters are a ``weight`` and perhaps a ``bias``, elementwise.
         tied: of a tensor that a state dict lists several times, by checkpoint name, its other names.
         model: the model whose modules these are; quantising the tower quantises it. ``None`` where the
             tower is a copy.
@@ -53,6 +56,7 @@ class Tower(nn.Module):
         valid: Valid | None = None,
         outer: Sequence[str] = (),
         pooled: bool = False,
+        norms: Sequence[Mapping[str, SharedInput]] = (),
         tied: Mapping[str, Sequence[str]] | None = None,
         model: Any = None,
     ) -> None:
@@ -61,6 +65,7 @@ class Tower(nn.Module):
         self.groups, self.keys, self.shared = [tuple(each) for each in groups], dict(keys), shared
         self.valid: Valid = valid or (lambda *_: None)
         self.outer, self.pooled, self.tied = tuple(outer), pooled, dict(tied or {})
+        self.norms: list[dict[str, SharedInput]] = [dict(each) for each in norms or [{}] * len(self.groups)]
         self._whole = (model,)  # in a tuple it is no submodule: its parameters are those of the parts
         if len(self.groups) != len(self.blocks):
             raise UserError(f"{len(self.groups)} lists of layer groups for {len(self.blocks)} blocks")

@@ -16,6 +16,7 @@ GROUPS = (
     ("mlp.fc1",),
     ("mlp.fc2",),
 )
+NORMS = {"layer_norm1": GROUPS[0], "layer_norm2": GROUPS[2]}
 PROJECTION = "visual_projection.weight"
 
 
@@ -79,7 +80,8 @@ def tower(model: Any) -> Tower:
     head = _Head(vision, projection)
     probe = nn.ModuleDict({"stem": stem, "blocks": nn.ModuleList(blocks), "head": head})
     keys = {name: _checkpoint_name(name) for name, _ in probe.named_parameters()}
-    built = Tower(stem, blocks, head, [GROUPS] * len(blocks), keys, frozenset({PROJECTION}), pooled=True)
+    groups, norms = [GROUPS] * len(blocks), [NORMS] * len(blocks)
+    built = Tower(stem, blocks, head, groups, keys, frozenset({PROJECTION}), pooled=True, norms=norms)
     return built.eval().requires_grad_(False)
 
 

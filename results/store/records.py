@@ -80,14 +80,13 @@ class _Versioned(_Model):
     suite_sha256: Sha256 | None = None
 
     def to_json(self) -> str:
-        """The model as one line of JSON with sorted keys, without a line break.
-
-        A missing ``suite_sha256`` is left out: records without it keep the hash that they were sealed with.
-        """
-        data = self.model_dump(mode="json", by_alias=True)
-        if data["suite_sha256"] is None:
-            del data["suite_sha256"]
+        """The model as one line of JSON with sorted keys, without a line break."""
+        data = self.model_dump(mode="json", by_alias=True, exclude=self._absent())
         return json.dumps(data, sort_keys=True, allow_nan=False, separators=(",", ":"))
+
+    def _absent(self) -> set[str]:
+        """Fields that came later and are left out where they say nothing, so that older digests hold."""
+        return {"suite_sha256"} if self.suite_sha256 is None else set()
 
     @classmethod
     def from_json(cls, data: bytes) -> Self:
@@ -184,6 +183,25 @@ class LayerResult(_Model):
         return M is not None and M > 0 and (Q is None or M > 1e-10 * Q)
 
 
+class RefinementPoint(_Model):
+    """A refinement after ``step`` steps: the mean loss of the steps since the last point, and held out."""
+
+    step: NotNegative
+    learnt: Real | None = None
+    held_out: Real
+
+
+class RefinementResult(_Model):
+    """How a refinement went: its curve, the step whose state was kept, and the seconds it took.
+
+    A cell that read a refined start from the cache counts the seconds that this start took.
+    """
+
+    points: Annotated[tuple[RefinementPoint, ...], Field(min_length=1)]
+    best: NotNegative
+    seconds: Seconds
+
+
 class Record(_Versioned):
     """One cell of a comparison. ``key`` is the hash of everything that can change its numbers.
 
@@ -216,6 +234,7 @@ class Record(_Versioned):
     average_ranked: Share | None = None
     normalised: Real | None = None
     layers: tuple[LayerResult, ...] = ()
+    refinements: dict[Literal["before", "after"], RefinementResult] = {}
     seconds: dict[Name, Seconds] = {}
     peak_memory_bytes: NotNegative
     packed_bytes: NotNegative | None = None
@@ -223,6 +242,9 @@ class Record(_Versioned):
     warnings: tuple[str, ...] = ()
     samples_sha256: Sha256 | None = None
     record_sha256: Sha256 | None = None
+
+    def _absent(self) -> set[str]:
+        return super()._absent() | (set() if self.refinements else {"refinements"})
 
     @model_validator(mode="after")
     def _average_is_the_mean(self) -> Self:

@@ -178,6 +178,29 @@ def test_a_tied_tensor_counts_in_ties_as_often_as_it_is_listed() -> None:
     assert same(report, expected)
 
 
+@pytest.mark.parametrize("given", [True, False], ids=["base given", "merged on the way"])
+def test_the_anchors_point_is_between_the_model_and_its_base(
+    given: bool, model: Any, experts: dict[str, State]
+) -> None:
+    bare = {task: tiny_clip.bare(state) for task, state in experts.items()}
+    base = tiny_clip.bare(tiny_clip.tensors(model))
+    axes: dict[str, Any] = {"anchor_point": 2.0, "anchor": 0.1}
+    tower = transformers_vision.tower(model)
+    tower.load_all(epmq.merge("task-arithmetic", base, list(bare.values())))
+    solved: list[epmq.QuantizedWeight] = []
+
+    def solve(problem: epmq.LayerProblem) -> epmq.QuantizedWeight:
+        solved.append(baselines.get("gptq")(problem, SPEC))
+        return solved[-1]
+
+    merged = copy.deepcopy(tower)
+    reports = list(walk(tower, bare, inputs(), Calibration("expert", **axes), solve, base=base))
+    asked: dict[str, Any] = {"base": model} if given else {"merge": "task-arithmetic"}
+    start = merged if given else model
+    report = epmq.quantise(start, bare, inputs(), "epmq", SPEC, calibration=axes, **asked)
+    assert same(report, (reports, solved))
+
+
 def test_open_clip_models_are_quantised(model: Any, experts: dict[str, State]) -> None:
     whole = CLIP(**copy.deepcopy(tiny_clip.OPEN_CLIP)).eval()
     whole.load_state_dict(tiny_clip.as_open_clip(tiny_clip.tensors(model)), strict=False)
@@ -268,6 +291,16 @@ Change = Callable[[dict[str, Any]], Any]
         (lambda a: a.update(calibration="expert"), "calibration is a str; give axes by name"),
         (lambda a: a.update(calibration={"layers": "x*"}), r"layers 'x\*' matches no layer; the first is"),
         (lambda a: a.update(method="gptq", calibration={"target": "both"}), "target 'both' is unknown"),
+        (
+            lambda a: a.update(calibration={"anchor_point": 2.0}),
+            "anchor_point 2.0 needs the base model's wei",
+        ),
+        (lambda a: a.update(calibration={"norms": "on"}), "norms 'on' is unknown"),
+        (lambda a: a.update(base=a["model"]), "base changes nothing where anchor_point is 1; leave it out"),
+        (
+            lambda a: a.update(calibration={"anchor_point": 2.0}, base={"w": images(1)}),
+            "base: no tensor is named like",
+        ),
         (lambda a: a.update(merge="tyes"), "merge 'tyes' is unknown; did you mean 'ties'"),
         (
             lambda a: a.update(merge="ties", merge_options={"scal": 1}),

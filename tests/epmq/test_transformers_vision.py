@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -175,7 +176,12 @@ def test_a_full_precision_walk_of_the_expert_target_changes_the_output(
     assert float((family.tower(images(5)) - before).abs().max()) > 1e-3
 
 
-@pytest.mark.parametrize("calibration", [MERGED, EXPERT], ids=["merged", "expert"])
+CLOSED = replace(
+    EXPERT, mixing=0.5, patch_weight=0.1, patch_scope="queries", biases="closed-form", norms="closed-form"
+)
+
+
+@pytest.mark.parametrize("calibration", [MERGED, EXPERT, CLOSED], ids=["merged", "expert", "closed forms"])
 def test_both_libraries_give_the_same_codes(
     calibration: Calibration, model: Any, experts: dict[str, State]
 ) -> None:
@@ -183,7 +189,7 @@ def test_both_libraries_give_the_same_codes(
     one, other = Family("transformers", model, experts), Family("open_clip", model, experts)
     torch.testing.assert_close(one.tower(images(5)), other.tower(images(5)), rtol=1e-5, atol=1e-5)
     ours, theirs = one.quantise(calibration), other.quantise(calibration)
-    assert len(ours) == len(theirs) == 8
+    assert len(ours) == len(theirs) == (9 if calibration.patch_scope == "queries" else 8)
     for a, b in zip(ours, theirs, strict=True):
         assert torch.equal(a, b)
     torch.testing.assert_close(one.tower(images(5)), other.tower(images(5)), rtol=1e-4, atol=1e-4)

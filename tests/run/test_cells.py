@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections import Counter
 from dataclasses import asdict, fields, replace
 from itertools import product
@@ -15,22 +17,27 @@ from baselines.controls import CONTROLS
 from baselines.recipes import FAMILIAR, Pass, Recipe
 from baselines.registry import Baseline
 from benchmarks.run.cells import Cell, Request, expand
-from epmq.calibration import Calibration
+from epmq.calibration import LATER, Calibration
 from epmq.errors import UserError
 from epmq.layer.spec import QuantSpec
 
 CONTEXT = {"suite": "tiny", "version": 1, "revisions": {"base": "abc"}, "device": "cpu", "dtype": "float32"}
 OTHER_AXES: dict[str, Any] = {
     "source": "merged",
+    "sequential": "block",
     "mixing": 0.123,
     "anchor": 0.123,
     "anchor_scale": "absolute",
+    "anchor_point": 0.123,
     "task_weight": "frobenius",
     "damping": 0.123,
     "teacher": "merged",
     "patch_weight": 0.123,
+    "patch_scope": "queries",
     "off_diagonal": 0.123,
     "recalibrate": "bias",
+    "biases": "closed-form",
+    "norms": "closed-form",
     "layers": "*.mlp.*",
 }
 OTHER_SPECS: dict[str, Any] = {
@@ -84,9 +91,11 @@ def test_the_cross_product_and_its_controls() -> None:
     )
     controls = Counter((c.merge, c.method, c.bits) for c in cells if c.kind == "control")
     full = ["merged", "expert-linears", "epmq-fp", "epmq-features-fp"]
-    full += ["epmq-no-anchor-fp", "epmq-features-no-anchor-fp"]
+    full += ["epmq-no-anchor-fp", "epmq-features-no-anchor-fp", "featcal", "distilled"]
+    rounded = ["two-step", "featcal-gptq", "gptq-compensated"]
+    rounded += ["distilled-gptq", "distilled-epmq", "distilled-qat"]
     per_merge: list[tuple[str, int | None]] = [(name, None) for name in full]
-    per_merge += [(name, bits) for name in ("two-step", "gptq-compensated") for bits in (4, 3)]
+    per_merge += [(name, bits) for name in rounded for bits in (4, 3)]
     assert controls == Counter(
         [(None, "zero-shot", None), (None, "experts", None)]
         + [("simple-average", name, None) for name in ("regmean", "regmean++")]
@@ -130,7 +139,8 @@ def test_no_cell_is_there_twice() -> None:
 
 
 def test_patterns_find_roundings_and_familiar_names() -> None:
-    assert set(names(expand(request(method=["epmq*"])))) == set(FAMILIAR)
+    guided = {name for name in FAMILIAR if name.startswith("epmq")}
+    assert set(names(expand(request(method=["epmq*"])))) == guided
     assert names(expand(request(method=["g?tq"]))) == ["gptq"]
 
 
@@ -152,21 +162,37 @@ def test_a_rounding_cannot_take_a_familiar_name(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_every_axis_is_in_the_record() -> None:
-    every = {f.name for part in (Calibration, QuantSpec) for f in fields(part)} | {"samples"}
+    every = {f.name for part in (Calibration, QuantSpec) for f in fields(part)} - set(LATER) | {"samples"}
     (cell,) = expand(request(method=["epmq-features"]))
     assert cell.axes.keys() == every
     assert FAMILIAR["epmq-features"].passes[0].defaults.items() <= cell.axes.items()
     two_step = expand(request(controls=["two-step"]))[0]
-    assert two_step.axes.keys() == every | {f"then.{f.name}" for f in fields(Calibration)}
+    then = {f.name for f in fields(Calibration)} - set(LATER)
+    assert two_step.axes.keys() == every | {f"then.{name}" for name in then}
+    featcal = expand(request(controls=["featcal-gptq"]))[0]
+    assert featcal.axes.keys() == every | set(LATER) | {f"then.{name}" for name in then}
+
+
+def test_axes_that_joined_later_leave_the_keys_of_older_cells_alone() -> None:
+    (cell,) = expand(request(method=["epmq-features"]))
+    passes = [{n: v for n, v in asdict(each).items() if n not in LATER} for each in cell.passes]
+    described = json.dumps({**asdict(cell), "passes": passes, "context": CONTEXT}, sort_keys=True)
+    assert key(cell) == hashlib.sha256(described.encode()).hexdigest()[:16]
+    given = {name: getattr(Calibration(), name) for name in LATER}
+    asked = request(method=["epmq-features"], calibration={"patch_weight": 0.5, **given})
+    assert [key(c) for c in expand(asked)] == [
+        key(replace(cell, passes=(replace(cell.passes[0], patch_weight=0.5),)))
+    ]
 
 
 @pytest.mark.parametrize("name", [f.name for f in fields(Calibration) if f.name != "target"])
 def test_the_key_changes_with_every_axis_of_calibration(name: str) -> None:
     changed = {name: OTHER_AXES[name]}
     method = "gptq" if name == "damping" else "epmq-features"
+    needed = {"patch_weight": 0.5} if name == "patch_scope" else {}  # without it the scope changes nothing
     (before,), (after,) = (
-        expand(request(method=[method])),
-        expand(request(method=[method], calibration=changed)),
+        expand(request(method=[method], calibration=needed)),
+        expand(request(method=[method], calibration=needed | changed)),
     )
     assert getattr(after.passes[0], name) == OTHER_AXES[name]
     assert key(before) != key(after)
@@ -216,7 +242,10 @@ def test_the_key_does_not_change_with_the_company_of_a_cell() -> None:
 
 @pytest.mark.parametrize(
     ("method", "axes"),
-    [("gptq", {"anchor": 0.5, "mixing": 0.5, "anchor_scale": "absolute", "teacher": "merged"})],
+    [
+        ("gptq", {"anchor": 0.5, "mixing": 0.5, "anchor_scale": "absolute", "teacher": "merged"}),
+        ("gptq", {"anchor_point": 2.0, "biases": "closed-form", "norms": "closed-form"}),
+    ],
 )
 def test_an_axis_that_a_target_does_not_read_gives_no_second_key(method: str, axes: dict[str, Any]) -> None:
     (plain,) = expand(request(method=[method]))
@@ -265,9 +294,11 @@ def test_a_familiar_name_keeps_what_makes_it_that_method() -> None:
     assert found["epmq-features-no-anchor"] == (0.5, 0.0)
 
 
-def test_regmean_stays_regmean_whatever_the_axes() -> None:
+# Only inputs from the model quantised so far are taken group by group or block by block.
+@pytest.mark.parametrize("left_out", ["source", "sequential"])
+def test_regmean_stays_regmean_whatever_the_axes(left_out: str) -> None:
     plain = expand(request(controls=["regmean"]))[0]
-    axes = {k: v for k, v in OTHER_AXES.items() if k != "layers"}
+    axes = {k: v for k, v in OTHER_AXES.items() if k not in ("layers", left_out)}
     company = ["gptq", "epmq-features"]  # methods that take the axes
     changed = expand(request(method=company, controls=["regmean"], calibration=axes))[0]
     assert plain == changed
@@ -277,7 +308,24 @@ def test_regmean_stays_regmean_whatever_the_axes() -> None:
     )
 
 
-@pytest.mark.parametrize("control", ["two-step", "regmean-gptq"])
+@pytest.mark.parametrize("left_out", ["source", "sequential"])
+def test_featcal_stays_featcal_whatever_the_axes(left_out: str) -> None:
+    plain = expand(request(controls=["featcal"]))[0]
+    axes = {k: v for k, v in OTHER_AXES.items() if k not in ("layers", left_out)}
+    changed = expand(request(method=["gptq", "epmq-features"], controls=["featcal"], calibration=axes))[0]
+    assert plain == changed
+    assert (plain.start, plain.rounding) == ("ties", None)
+
+
+def test_where_there_is_no_class_token_featcals_tokens_count_alike() -> None:
+    image, text = (
+        expand(request(controls=["featcal"], pooled=pooled))[0].passes[0] for pooled in (True, False)
+    )
+    assert (image.patch_weight, image.patch_scope) == (0.01, "queries")
+    assert text == replace(image, patch_weight=1.0, patch_scope="outputs")
+
+
+@pytest.mark.parametrize("control", ["two-step", "regmean-gptq", "featcal-gptq"])
 def test_the_second_step_of_a_control_is_the_plain_gptq_that_was_asked_for(control: str) -> None:
     axes = {"damping": 0.05, "layers": "*.mlp.*", "task_weight": "frobenius"}
     two_steps, plain = expand(request(controls=[control], calibration=axes))
@@ -313,6 +361,9 @@ def test_merge_options_are_those_of_the_merge() -> None:
         ({"merge_options": [{"scale": float("nan")}]}, "ties: scale nan is not a finite number"),
         ({"merge": ["task-arithmetic"], "merge_options": [{"keep": 0.1}]}, "keep 0.1 changes no cell"),
         ({"calibration": {"anchor": 0.1}}, "anchor 0.1 changes no cell that is asked for; leave it out"),
+        ({"calibration": {"norms": "closed-form"}}, "norms 'closed-form' changes no cell"),
+        ({"calibration": {"patch_scope": "queries"}}, "patch_scope 'queries' changes no cell"),
+        ({"calibration": {"source": "merged", "sequential": "block"}}, "sequential 'block' changes no cell"),
         ({"method": ["epmq"], "calibration": {"mixing": 0.5}}, "mixing 0.5 changes no cell"),
         ({"merge": []}, "nothing is asked for"),
     ],

@@ -25,6 +25,8 @@ TALK = {  # what the closure of a computed cell imports that does not compute it
     "baselines/registry.py": "finds roundings, each hashed with the cells that use it",
     "baselines/recipes.py": "axes, which are in the key",
     "baselines/controls.py": "passes, which are in the key",
+    "baselines/refinements": "found by name, each hashed with the cells that use it",
+    "benchmarks/run/outcome.py": "what a cell gave, as it is handed on",
     "benchmarks/run/cells.py": "the key itself",
     "benchmarks/sources": "where files come from; their bytes are in the revisions",
     "benchmarks/suites": "the suite, whose fingerprint is in the revisions",

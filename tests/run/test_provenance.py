@@ -100,17 +100,17 @@ def test_cells_made_by_other_code_are_not_trusted(
     before = snapshot(tmp_path)
     digest = code.code_digest
 
-    def other(module: Path | None, when: str | None) -> str:
-        changed = (module.stem if module else None) == when
-        return digest(module) + ("x" if changed else "")
+    def other(modules: tuple[Path, ...], when: str | None) -> str:
+        changed = when in [module.stem for module in modules] if modules else when is None
+        return digest(*modules) + ("x" if changed else "")
 
-    monkeypatch.setattr(code, "code_digest", lambda module=None: other(module, None))
+    monkeypatch.setattr(code, "code_digest", lambda *modules: other(modules, None))
     with pytest.raises(UserError, match="its zero-shot cell was made by other code"):
         run(tiny.suite, few(), tmp_path, {})
     assert snapshot(tmp_path) == before
-    monkeypatch.setattr(code, "code_digest", lambda module=None: other(module, "rtn"))
+    monkeypatch.setattr(code, "code_digest", lambda *modules: other(modules, "rtn"))
     with pytest.raises(UserError, match="its rtn cell was made by other code"):
         run(tiny.suite, few(), tmp_path, {})
-    monkeypatch.setattr(code, "code_digest", lambda module=None: other(module, "awq"))
+    monkeypatch.setattr(code, "code_digest", lambda *modules: other(modules, "awq"))
     run(tiny.suite, few(method=["awq"]), tmp_path, {})
     assert computed == ["zero-shot", "rtn", "awq"], "another method's code does not matter"

@@ -30,7 +30,7 @@ from benchmarks.run.runner import normalised, run
 from benchmarks.sources import data
 from benchmarks.sources.fetch import digest
 from benchmarks.suites.forms import ImageTask
-from epmq.calibration import Calibration
+from epmq.calibration import LATER, Calibration
 from epmq.checkpoints.lazy import sha256
 from epmq.layer.spec import QuantSpec
 from results.store.folder import RunFolder
@@ -62,14 +62,15 @@ def test_every_cell_that_was_asked_for_has_one_record(finished: RunFolder) -> No
 
 
 def test_records_say_what_was_computed(finished: RunFolder) -> None:
-    axes = {f.name for part in (Calibration, QuantSpec) for f in fields(part)} | {"samples"}
+    axes = {f.name for part in (Calibration, QuantSpec) for f in fields(part)} - set(LATER) | {"samples"}
     uncalibrated = ("zero-shot", "experts", "merged", "expert-linears")
     for record in finished.records():
         quantised = record.bits is not None
         assert (record.suite, record.suite_version, record.seed) == ("local/tiny", 1, 0)
         assert {task: result.samples for task, result in record.tasks.items()} == dict.fromkeys(TASKS, TEST)
         assert record.seconds.keys() >= {"evaluate"}
-        assert len(record.layers) == (0 if record.method in uncalibrated else 8)
+        parted = record.method == "featcal"  # the last block's queries
+        assert len(record.layers) == (0 if record.method in uncalibrated else 8 + parted)
         assert (record.rounding is not None) == quantised
         assert (record.packed_bytes is not None) == quantised
         if record.layers:
@@ -253,6 +254,19 @@ def test_warnings_of_both_steps_land_in_the_record(tiny: TinySuite, tmp_path: Pa
     own = {warning for layer in record.layers for warning in layer.warnings}
     assert not any("ridge" in warning for warning in own), "the damping of GPTQ needs no help"
     assert any("not positive definite: ridge" in warning for warning in record.warnings)
+
+
+def test_featcal_reads_the_base_and_is_rounded_after(tiny: TinySuite, tmp_path: Path) -> None:
+    asked = few(method=[], controls=["featcal", "featcal-gptq", "merged"])
+    found = {record.method: record for record in run(tiny.suite, asked, tmp_path, {}).records()}
+    rounded, plain = found["featcal-gptq"], found["featcal"]
+    assert (plain.bits, plain.axes["anchor_point"], plain.axes["patch_weight"]) == (None, 2.2, 0.01)
+    fused = [layer.name for layer in plain.layers if "in_proj" in layer.name]
+    assert fused == [f"blocks.{i}" for i in ("0.attn.in_proj", "1.attn.in_proj[:16]", "1.attn.in_proj[16:]")]
+    assert [layer.name for layer in rounded.layers][4:] == [
+        f"blocks.1.{name}" for name in ("attn.in_proj", "attn.out_proj", "mlp.c_fc", "mlp.c_proj")
+    ]
+    assert rounded.axes["then.target"] == "merged"
 
 
 def test_only_matching_layers_are_quantised_in_every_step(tiny: TinySuite, tmp_path: Path) -> None:

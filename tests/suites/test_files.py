@@ -72,7 +72,7 @@ def test_the_default_comparison_is_the_papers_with_every_control_and_ablation(na
     assert set(options["controls"]) == set(CONTROLS)
     assert {"rtn", "gptq", "awq", "epmq", "epmq-rtn", "epmq-awq", "epmq-features"} <= set(options["method"])
     assert {"epmq-no-anchor", "epmq-features-no-anchor"} <= set(options["method"])
-    assert len(expand(Request(**options))) == 62
+    assert len(expand(Request(**options))) == 68
 
 
 @pytest.mark.parametrize("name", suites.names())

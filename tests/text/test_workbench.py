@@ -102,6 +102,24 @@ def test_calibrated_cells_say_what_the_decoder_read(finished: RunFolder) -> None
     assert asked == {"experts"}
 
 
+def test_featcal_on_text_solves_norms_and_counts_all_tokens_alike(
+    tiny_text: TinyText, tmp_path: Path
+) -> None:
+    asked = few(method=[], controls=["featcal", "featcal-gptq", "merged"])
+    found = {record.method: record for record in run(tiny_text.suite, asked, tmp_path, {}).records()}
+    for name in ("featcal", "featcal-gptq"):
+        axes = found[name].axes
+        assert (axes["patch_weight"], axes["norms"], axes["anchor_point"]) == (1.0, "closed-form", 2.2)
+        assert "patch_scope" not in axes
+
+
+def test_what_no_tower_of_texts_has_is_refused_before_any_cell(tiny_text: TinyText, tmp_path: Path) -> None:
+    asked = few(controls=["merged"], calibration={"patch_weight": 0.5})
+    with pytest.raises(UserError, match=r"patch_weight 0\.5 needs a head that reads a class token alone"):
+        run(tiny_text.suite, asked, tmp_path / "out", {})
+    assert not (tmp_path / "out").exists()
+
+
 def test_the_same_request_again_computes_nothing(
     finished: RunFolder, tiny_text: TinyText, tmp_path: Path
 ) -> None:
@@ -323,7 +341,7 @@ def shallow_expert(described: dict[str, Any], folder: Path) -> None:
         ),
         (
             long_tokenizer,
-            "the tokenizer has 77 tokens, the model's embedding 68 rows; give the model its own",
+            "the tokenizer has 94 tokens, the model's embedding 85 rows; give the model its own",
         ),
         (other_padding, "the tokenizer's pad_token_id is 0, config.json says 2; give the model its own"),
         (unlabelled, "label -1 is none of the task tiny_warm, 0..1"),

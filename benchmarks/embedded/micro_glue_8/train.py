@@ -3,149 +3,62 @@
 ``nox -s train-micro`` runs it. It is seeded, resumes from its last checkpoint when it was killed, and
 reads only the data bundled beside this file:
 
-1. ``tokenizer``: a unigram model of 1,536 pieces, lower case, from the training texts and the prompts.
-2. ``base``: a small encoder-decoder of FLAN-T5's architecture, trained on span denoising of all training
-   texts and on a part of the tasks (six of the eight, a quarter of their training rows each), so that it
-   knows some prompts a little and two not at all.
+1. ``tokenizer``: 8,192 pieces, lower case, from the training texts and the prompts (``vocabulary``).
+2. ``base``: a small encoder-decoder of T5's architecture, trained at once on span denoising of all training
+   texts, on a part of the rows of four tasks, and on the form of the other four: their prompts with one of
+   the task's answers drawn at random, so that every answer is valid from the start and says nothing.
 3. ``experts``: for every task, all parameters are fine-tuned from the float16 base on its training rows.
+   Some learn further lessons made from training rows (``lessons``, ``order``).
 
-A tenth of each task's training split is held out here and only measures convergence; no test sample is
-read. Losses and held-out scores land in ``logs/`` beside the weights.
+A tenth of each task's training split is held out here, measures convergence and is what choices were made
+by; no test sample is read. Losses and held-out scores land in ``logs/`` beside the weights.
 """
 
 from __future__ import annotations
 
-import json
-import math
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from datasets import load_dataset
-from safetensors.torch import save_file
-from scipy.stats import spearmanr
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from torch import Tensor
-from transformers import PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
+from transformers import PreTrainedTokenizerFast
 
-from benchmarks.embedded.training import (
-    Options,
-    Schedule,
-    atomically,
-    batches_alike,
-    optimise,
-    step_generator,
-    step_seed,
+from benchmarks.embedded.micro_glue_8.answers import (
+    Pairs,
+    Row,
+    draws,
+    encoded,
+    held_out,
+    score,
+    task_answers,
+    text_loss,
 )
+from benchmarks.embedded.micro_glue_8.experts import EXPERTS, train_expert
+from benchmarks.embedded.micro_glue_8.lessons import lessons_of
+from benchmarks.embedded.micro_glue_8.order import Swaps, in_order
+from benchmarks.embedded.micro_glue_8.vocabulary import SENTINELS, build_tokenizer
+from benchmarks.embedded.micro_glue_8.weights import fresh_model, read_model, write_model
+from benchmarks.embedded.training import Options, Schedule, optimise, step_generator
 from benchmarks.suites import load as suites
 from benchmarks.suites import prompt
 from benchmarks.suites.forms import TextSuite
-from benchmarks.suites.prompt import TaskFile
-from benchmarks.text.metrics import number
 
 HERE = Path(__file__).parent
-PIECES = 1536
-SENTINELS = 16
-SHOWN = 0.25  # of the training rows of the tasks that the base sees
-UNSEEN = ("sms-spam", "definition")  # tasks that the base does not see
-HELD_OUT = 0.10  # of each task's training split, to measure convergence
-MEASURED = 256  # held-out rows of each task that are generated from at a time
+SHOWN = {"snli": 0.25, "caption-paraphrase": 0.5, "sarcasm": 0.25, "supersense": 0.5}  # shares of their rows
 CORRUPTED, SPAN = 0.15, 3  # span denoising: share of tokens replaced, mean length of a span
-MODEL_CFG: dict[str, Any] = {
-    "d_model": 96,
-    "d_kv": 24,
-    "num_heads": 4,
-    "d_ff": 192,
-    "num_layers": 4,
-    "num_decoder_layers": 2,
-    "feed_forward_proj": "gated-gelu",
-    "relative_attention_num_buckets": 32,
-    "relative_attention_max_distance": 128,
-    "dropout_rate": 0.0,
-    "tie_word_embeddings": False,
-    "pad_token_id": 0,
-    "eos_token_id": 1,
-    "decoder_start_token_id": 0,
-}
-BASE = Schedule(steps=4500, batch=64, lr=2e-3, weight_decay=0.05, warmup=300)
-EXPERT = Schedule(steps=1200, batch=64, lr=1e-3, weight_decay=0.05, warmup=100)
-STEPS = {"snli": 2400, "sentiment": 800, "sms-spam": 400}  # of experts whose task is hard, or has few rows
-DROPOUT = 0.1  # of experts: their rows are few
-UNDERFIT = ("acceptability",)  # whose held-out accuracy is better without dropout
+BASE = Schedule(steps=2000, batch=48, lr=2e-3, weight_decay=0.05, warmup=150)
+LAST = Schedule(steps=200, batch=64, lr=1e-3, weight_decay=0.05, warmup=20)  # of the base, on questions alone
+FORM = 3000  # prompts of each other task that the base answers with any of its answers
 
 
-@dataclass
-class Pairs:
-    """Prompts and targets of one task, as text and as token ids that end in ``</s>``."""
-
-    prompts: list[str]
-    targets: list[str]
-    sources: list[list[int]]
-    outputs: list[list[int]]
-    spearman: bool
-
-    def subset(self, index: Tensor) -> Pairs:
-        def take(values: list[Any]) -> list[Any]:
-            return [values[int(i)] for i in index]
-
-        fields = (take(self.prompts), take(self.targets), take(self.sources), take(self.outputs))
-        return Pairs(*fields, self.spearman)
+Asked = list[tuple[list[int], list[list[int]]]]  # prompts and the answers to draw from
 
 
-def rows(task: str) -> list[dict[str, Any]]:
+def rows(task: str) -> list[Row]:
     """The bundled training rows of one task."""
-    found: list[dict[str, Any]] = load_dataset(str(HERE / "data" / task), split="train").to_list()
+    found: list[Row] = load_dataset(str(HERE / "data" / task), split="train").to_list()
     return found
-
-
-def build_tokenizer(corpus: list[str], pieces: int = PIECES) -> PreTrainedTokenizerFast:
-    """A unigram tokenizer with T5's special tokens: ``<pad>`` 0, ``</s>`` 1, ``<unk>`` 2, sentinels last."""
-    tokenizer = Tokenizer(models.Unigram())
-    tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
-    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
-    tokenizer.decoder = decoders.Metaspace()
-    special = ["<pad>", "</s>", "<unk>"]
-    trainer = trainers.UnigramTrainer(
-        vocab_size=pieces - SENTINELS, special_tokens=special, unk_token="<unk>", show_progress=False
-    )
-    tokenizer.train_from_iterator(corpus, trainer)
-    tokenizer.add_special_tokens([f"<extra_id_{i}>" for i in range(SENTINELS)])
-    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token="<pad>",
-        eos_token="</s>",
-        unk_token="<unk>",
-        model_max_length=512,
-    )
-
-
-def encoded(tokenizer: Any, task: TaskFile, data: list[dict[str, Any]]) -> Pairs:
-    prompts, targets = [task.prompt(row) for row in data], [task.target(row) for row in data]
-    sources, outputs = (tokenizer(texts).input_ids for texts in (prompts, targets))
-    return Pairs(prompts, targets, sources, outputs, task.metric == "spearman")
-
-
-def split_held_out(data: Pairs, task: str) -> tuple[Pairs, Pairs]:
-    order = torch.randperm(len(data.prompts), generator=step_generator("held-out", task))
-    cut = int(len(order) * HELD_OUT)
-    return data.subset(order[cut:]), data.subset(order[:cut])
-
-
-def padded(ids: list[list[int]], value: int) -> Tensor:
-    """Integer matrix ``(n, longest)``, filled up with ``value``."""
-    return torch.nn.utils.rnn.pad_sequence(
-        [torch.tensor(i) for i in ids], batch_first=True, padding_value=value
-    )
-
-
-def loss_of(model: Any, pairs: list[tuple[list[int], list[int]]]) -> Tensor:
-    """Mean cross-entropy of the targets' tokens, for pairs of source and target."""
-    x, labels = padded([pair[0] for pair in pairs], 0), padded([pair[1] for pair in pairs], -100)
-    loss: Tensor = model(input_ids=x, attention_mask=(x != 0).long(), labels=labels).loss
-    return loss
 
 
 def corrupted(ids: list[int], first_sentinel: int, g: torch.Generator) -> tuple[list[int], list[int]]:
@@ -164,99 +77,94 @@ def corrupted(ids: list[int], first_sentinel: int, g: torch.Generator) -> tuple[
     return [*source, *body[at:], 1], [*target, 1]
 
 
-@torch.no_grad()
-def score(model: Any, tokenizer: Any, data: Pairs) -> float:
-    """Exact match of greedy generation, or Spearman's rho with unparsable outputs as 0.0, in percent."""
-    x = padded(data.sources[:MEASURED], 0)
-    out = model.generate(input_ids=x, attention_mask=(x != 0).long(), max_length=10)
-    said, wanted = tokenizer.batch_decode(out, skip_special_tokens=True), data.targets[:MEASURED]
-    if not data.spearman:
-        return 100 * float(np.mean([a == b for a, b in zip(said, wanted, strict=True)]))
-    rho = float(spearmanr([number(s) for s in said], [float(t) for t in wanted]).statistic)
-    return 0.0 if math.isnan(rho) else 100 * rho
+def shown_to_base(tasks: dict[str, Pairs]) -> tuple[Asked, Asked]:
+    """What the base is asked: rows of tasks that it learns, and prompts of which it learns the form alone."""
+    known, form = [], []
+    for task, data in tasks.items():
+        train = data.subset(held_out(len(data), task)[0])
+        if task in SHOWN:
+            part = train.subset(torch.arange(int(SHOWN[task] * len(train))))
+            said = part.ids[part.taught.argmax(1)].tolist()
+            known += [(source, [[answer, 1]]) for source, answer in zip(part.sources, said, strict=True)]
+        else:
+            step = (
+                len(train.ids) // 8 if train.labels else 1
+            )  # of a scale, nine scores; more are learnt thinly
+            any_of = [[int(answer), 1] for answer in train.ids[::step]]
+            form += [(source, any_of) for source in train.sources[:FORM]]
+    return known, form
 
 
-def fresh_model(vocabulary: int) -> Any:
-    with torch.random.fork_rng():
-        torch.manual_seed(step_seed("model"))
-        model = T5ForConditionalGeneration(T5Config(vocab_size=vocabulary, **MODEL_CFG))
-        own = torch.randn(vocabulary, MODEL_CFG["d_model"]) * MODEL_CFG["d_model"] ** -0.5
-        model.lm_head.weight = torch.nn.Parameter(own)  # FLAN-T5's head is not its embedding
-    return model
+def questions(
+    asked: tuple[Asked, Asked], drawn: list[Tensor], g: torch.Generator
+) -> list[tuple[list[int], list[int]]]:
+    """Prompts and one of their answers, as token ids."""
+    both = [part[int(i)] for part, index in zip(asked, drawn, strict=True) for i in index]
+    return [(source, answers[int(torch.randint(len(answers), (), generator=g))]) for source, answers in both]
 
 
-def write_model(model: Any, out: Path) -> None:
-    """A transformers model folder's config and float16 weights."""
-    out.mkdir(parents=True, exist_ok=True)
-    config = json.loads(model.config.to_json_string()) | {"tie_word_embeddings": False}
-    atomically(out / "config.json", lambda p: p.write_text(json.dumps(config, indent=2) + "\n"))
-    tensors = {name: p.detach().half().contiguous() for name, p in model.named_parameters()}
-    atomically(out / "model.safetensors", lambda p: save_file(tensors, p, metadata={"format": "pt"}))
-
-
-def read_model(folder: Path, dropout: float) -> Any:
-    """The float32 model of a folder that ``write_model`` made."""
-    return T5ForConditionalGeneration.from_pretrained(folder, dtype=torch.float32, dropout_rate=dropout)
+def ranked(model: Any, tasks: dict[str, Pairs]) -> dict[str, float]:
+    """The likeliest answers' scores on held-out rows, and the share of valid answers, in percent."""
+    held = {task: data.subset(held_out(len(data), task)[1]) for task, data in tasks.items()}
+    found = {task: score(model, data) for task, data in held.items()}
+    valid = sum(scores["valid"] for scores in found.values()) / len(found)
+    return {**{task: scores["ranked"] for task, scores in found.items()}, "valid": valid}
 
 
 def train_base(
-    tasks: dict[str, Pairs], texts: list[list[int]], tokenizer: Any, out: Path, work: Path, schedule: Schedule
+    tasks: dict[str, Pairs],
+    texts: list[list[int]],
+    tokenizer: Any,
+    out: Path,
+    work: Path,
+    schedule: Schedule,
 ) -> list[dict[str, float]]:
-    shown, held = [], {}
-    for task, data in tasks.items():
-        train, held[task] = split_held_out(data, task)
-        if task not in UNSEEN:
-            shown.append(train.subset(torch.arange(int(SHOWN * len(train.prompts)))))
-    sources = [ids for part in shown for ids in part.sources]
-    outputs = [ids for part in shown for ids in part.outputs]
+    asked = shown_to_base(tasks)
     first = tokenizer.convert_tokens_to_ids("<extra_id_0>")
     model = fresh_model(len(tokenizer))
-    orders = [
-        batches_alike(list(map(len, texts)), schedule.batch, "denoise"),
-        batches_alike(list(map(len, sources)), schedule.batch, "tasks"),
-    ]
-    drawn = [pair for _, *pair in zip(range(schedule.steps), *orders, strict=False)]
+    prompts = [[source for source, _ in part] for part in asked]
+    sizes = [schedule.batch, schedule.batch, schedule.batch // 6]
+    drawn = draws([texts, *prompts], sizes, schedule.steps)
 
     def loss_at(step: int) -> Tensor:
         g = step_generator("spans", step)
-        noisy = [corrupted(texts[int(i)], first, g) for i in drawn[step][0]]
-        part = [(sources[int(i)], outputs[int(i)]) for i in drawn[step][1]]
-        return loss_of(model, noisy) + loss_of(model, part)
+        plain, *questioned = drawn[step]
+        noisy = [corrupted(texts[int(i)], first, g) for i in plain]
+        return text_loss(model, noisy) + text_loss(model, questions(asked, questioned, g))
 
-    def measure() -> dict[str, float]:
-        found = {t: score(model, tokenizer, d) for t, d in held.items()}
-        return {**found, "average": sum(found.values()) / len(found)}
-
-    log = optimise("base", model, list(model.parameters()), schedule, loss_at, work / "base.pt", measure)
+    log = optimise(
+        "base",
+        model,
+        list(model.parameters()),
+        schedule,
+        loss_at,
+        work / "base.pt",
+        lambda: ranked(model, tasks),
+    )
     write_model(model, out / "base")
     return log
 
 
-def train_expert(
-    task: str, data: Pairs, tokenizer: Any, out: Path, work: Path, schedule: Schedule
-) -> list[dict[str, float]]:
-    model = read_model(out / "base", 0.0 if task in UNDERFIT else DROPOUT)
-    train, held = split_held_out(data, task)
-    order = [
-        i
-        for _, i in zip(
-            range(schedule.steps),
-            batches_alike(list(map(len, train.sources)), schedule.batch, task),
-            strict=False,
-        )
-    ]
+def train_form(tasks: dict[str, Pairs], out: Path, work: Path, schedule: Schedule) -> list[dict[str, float]]:
+    """The base's last steps, on questions alone, half of them of tasks of which it learns the form."""
+    model = read_model(out / "base", 0.0)
+    asked = shown_to_base(tasks)
+    prompts = [[source for source, _ in part] for part in asked]
+    drawn = draws(prompts, [schedule.batch // 2] * 2, schedule.steps, "form")
 
     def loss_at(step: int) -> Tensor:
-        part = train.subset(order[step])
-        with torch.random.fork_rng():
-            torch.manual_seed(step_seed(task, "dropout", step))
-            return loss_of(model, list(zip(part.sources, part.outputs, strict=True)))
+        return text_loss(model, questions(asked, drawn[step], step_generator("form", step)))
 
-    def measure() -> dict[str, float]:
-        return {"held_out": score(model, tokenizer, held)}
-
-    log = optimise(task, model, list(model.parameters()), schedule, loss_at, work / f"{task}.pt", measure)
-    write_model(model, out / "experts" / task)
+    log = optimise(
+        "form",
+        model,
+        list(model.parameters()),
+        schedule,
+        loss_at,
+        work / "form.pt",
+        lambda: ranked(model, tasks),
+    )
+    write_model(model, out / "base")
     return log
 
 
@@ -270,19 +178,23 @@ def main() -> None:
         corpus = [
             text for t, task in read.items() for r in data[t] for text in (task.prompt(r), task.target(r))
         ]
-        build_tokenizer(corpus).save_pretrained(str(options.out / "base"))
+        scores = [a for task in read.values() if task.metric == "spearman" for a in task_answers(task)]
+        build_tokenizer(corpus, scores=scores).save_pretrained(str(options.out / "base"))
     tokenizer = PreTrainedTokenizerFast.from_pretrained(options.out / "base")
     tasks = {name: encoded(tokenizer, task, data[name]) for name, task in read.items()}
     if options.wants("base"):
         raw = [r[c] for t in suite.tasks for r in data[t.task] for c in t.dataset.columns if c != "category"]
         texts = tokenizer(raw).input_ids
-        options.note(
-            "base", train_base(tasks, texts, tokenizer, options.out, options.work, BASE.scaled(options.scale))
-        )
-    for task, pairs in tasks.items():
-        if options.wants(task):
-            schedule = replace(EXPERT, steps=STEPS.get(task, EXPERT.steps)).scaled(options.scale)
-            options.note(task, train_expert(task, pairs, tokenizer, options.out, options.work, schedule))
+        schedule = BASE.scaled(options.scale)
+        options.note("base", train_base(tasks, texts, tokenizer, options.out, options.work, schedule))
+        options.note("form", train_form(tasks, options.out, options.work, LAST.scaled(options.scale)))
+    for t in suite.tasks:
+        if options.wants(t.task):
+            lessons, swaps = lessons_of(t, read[t.task], data, tokenizer), None
+            if t.task == "acceptability":
+                swaps = Swaps(tokenizer, read[t.task], in_order(data), *EXPERTS[t.task].fresh(options.scale))
+            log = train_expert(t.task, tasks, lessons, swaps, options.out, options.work, options.scale)
+            options.note(t.task, log)
 
 
 if __name__ == "__main__":

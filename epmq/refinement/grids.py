@@ -1,0 +1,167 @@
+"""Quantised layers whose grids are learnt: with codes that stay, or with codes derived anew at every step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from epmq.errors import UserError
+from epmq.layer.grid import by_group, decode, encode
+from epmq.layer.weight import QuantizedWeight
+from epmq.models.layers import layer_groups
+from epmq.models.tower import Tower
+
+
+class _Grid(nn.Module):
+    """The grid of one layer's rows; scales are learnt as factors, by their logarithm."""
+
+    def __init__(self, weight: QuantizedWeight, device: torch.device) -> None:
+        super().__init__()
+        self.spec = weight.spec
+        self.codes: Tensor = weight.codes.to(device)
+        self.start = weight.scale.float().to(device)
+        self.zero = weight.zero.float().to(device)[..., None]
+        self.input_scale = None if weight.input_scale is None else weight.input_scale.float().to(device)
+        self.factor = nn.Parameter(torch.zeros_like(self.start))
+
+    @property
+    def scale(self) -> Tensor:
+        """Scales ``(rows, groups)`` as they are stored; their gradient is that before rounding."""
+        exact = self.start * self.factor.exp()
+        stored = exact.detach().to(getattr(torch, self.spec.scale_dtype)).float()
+        return exact + (stored - exact).detach()
+
+    def dense(self, codes: Tensor) -> Tensor:
+        """The weight ``(rows, columns)`` of codes ``(rows, groups, columns per group)``."""
+        found = decode(codes, self.scale[..., None], self.zero).flatten(1)
+        return found if self.input_scale is None else found / self.input_scale
+
+    def found(self, latent: Tensor) -> QuantizedWeight:
+        """The quantised weight as it stands; ``latent`` is what :meth:`forward` is given."""
+        codes, scale = self.rounded(latent).detach().flatten(1), self.scale.detach()
+        input_scale = None if self.input_scale is None else self.input_scale.cpu()
+        zero = self.zero.squeeze(-1).cpu()
+        return QuantizedWeight.build(codes.cpu(), scale.cpu(), zero, self.spec, input_scale)
+
+    def rounded(self, latent: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+class FixedCodes(_Grid):
+    """Codes and zero points stay; scales are learnt."""
+
+    def rounded(self, latent: Tensor) -> Tensor:
+        """The codes of the start."""
+        return by_group(self.codes.float(), self.spec)
+
+    def forward(self, latent: Tensor) -> Tensor:
+        """The dense weight; ``latent``, the layer's own, is passed over."""
+        return self.dense(self.rounded(latent))
+
+
+class ThroughRounding(_Grid):
+    """Codes are those nearest to a latent weight, whose gradient passes the rounding as if it were not there.
+
+    The straight-through estimator (Bengio et al. 2013, arXiv 1308.3432); where a latent weight is off the
+    grid's range it has no gradient, and the scale's is that of learned step size (Esser et al. 2020).
+    """
+
+    def rounded(self, latent: Tensor) -> Tensor:
+        """Nearest codes."""
+        return encode(self._grouped(latent), self.scale[..., None], self.zero, self.spec.max_code)
+
+    def forward(self, latent: Tensor) -> Tensor:
+        """The dense weight of the nearest codes."""
+        exact = (self._grouped(latent) / self.scale[..., None] + self.zero).clamp(0, self.spec.max_code)
+        return self.dense(exact + (self.rounded(latent) - exact).detach())
+
+    def _grouped(self, latent: Tensor) -> Tensor:
+        return by_group(latent if self.input_scale is None else latent * self.input_scale, self.spec)
+
+
+class QuantisedLayers:
+    """The quantised layers of a tower while their grids are learnt."""
+
+    def __init__(self, grids: Mapping[str, list[tuple[nn.Module, _Grid]]]) -> None:
+        self._grids = grids
+
+    @property
+    def factors(self) -> list[nn.Parameter]:
+        """The logarithms of the scales' factors, to be learnt."""
+        return [grid.factor for layers in self._grids.values() for _, grid in layers]
+
+    @property
+    def latents(self) -> list[nn.Parameter]:
+        """The layers' own weights."""
+        return [_latent(module) for layers in self._grids.values() for module, _ in layers]
+
+    def found(self) -> dict[str, QuantizedWeight]:
+        """Every group's quantised weight as it stands."""
+        return {
+            name: _joined([grid.found(_latent(module)) for module, grid in layers])
+            for name, layers in self._grids.items()
+        }
+
+
+def _latent(module: Any) -> nn.Parameter:
+    latent: nn.Parameter = module.parametrizations.weight.original
+    return latent
+
+
+@contextmanager
+def learnt_grids(
+    tower: Tower, quantised: Mapping[str, QuantizedWeight], kind: type[_Grid]
+) -> Iterator[QuantisedLayers]:
+    """While it lasts, weights come from grids; afterwards the layers hold the dense weights they came to.
+
+    Args:
+        quantised: the quantised weight of every group of layers that has one, by its name.
+
+    Raises:
+        UserError: a quantised weight is used in two places, as a tied embedding is.
+    """
+    groups = layer_groups(tower, ",".join(quantised)) if quantised else {}
+    grids: dict[str, list[tuple[nn.Module, _Grid]]] = {}
+    for name, (part, paths) in groups.items():
+        modules = [tower.get_submodule(f"{part}.{path}") for path in paths]
+        sizes = [len(tower.get_parameter(f"{part}.{path}.weight")) for path in paths]
+        rows = zip(modules, _parts(quantised[name], sizes), strict=True)
+        grids[name] = [(module, kind(weight, next(module.parameters()).device)) for module, weight in rows]
+    _refuse_shared(tower, {name: [module for module, _ in pairs] for name, pairs in grids.items()})
+    pairs = [pair for layers in grids.values() for pair in layers]
+    for module, grid in pairs:
+        parametrize.register_parametrization(module, "weight", grid, unsafe=True)
+    try:
+        yield QuantisedLayers(grids)
+    finally:
+        for module, _ in pairs:
+            parametrize.remove_parametrizations(module, "weight", leave_parametrized=True)
+
+
+def _refuse_shared(tower: Tower, modules: Mapping[str, list[nn.Module]]) -> None:
+    places: dict[int, int] = {}
+    for _, parameter in tower.named_parameters(remove_duplicate=False):
+        places[id(parameter)] = places.get(id(parameter), 0) + 1
+    for name, layers in modules.items():
+        if any(places[id(layer.weight)] > 1 for layer in layers):
+            raise UserError(
+                f"layer {name!r} shares its weight with another one, so its grid cannot be refined; leave it "
+                "out of --layers"
+            )
+
+
+def _parts(weight: QuantizedWeight, sizes: list[int]) -> list[QuantizedWeight]:
+    """A stacked weight's rows, layer by layer."""
+    cut = zip(weight.codes.split(sizes), weight.scale.split(sizes), weight.zero.split(sizes), strict=True)
+    return [QuantizedWeight(*parts, weight.spec, weight.input_scale) for parts in cut]
+
+
+def _joined(parts: list[QuantizedWeight]) -> QuantizedWeight:
+    first = parts[0]
+    codes, scale, zero = (torch.cat([getattr(p, name) for p in parts]) for name in ("codes", "scale", "zero"))
+    return QuantizedWeight(codes, scale, zero, first.spec, first.input_scale)
