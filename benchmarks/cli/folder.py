@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import results.store
+from benchmarks.cli.paths import given_path
 from results.analysis.analysis import Analysis
 from results.judge.verify import verify
 from results.store.records import SCHEMA
@@ -20,7 +21,7 @@ def add_to(commands: Any) -> None:
     checked = commands.add_parser(
         "verify", help="recompute a results folder from its per-sample files; exit status 1 on a failure"
     )
-    checked.add_argument("folder", type=Path, metavar="DIR")
+    checked.add_argument("folder", type=given_path, metavar="DIR")
     checked.add_argument("--json", action="store_true", help="machine-readable")
     checked.set_defaults(command=_verify)
     schema = commands.add_parser("schema", help="print the JSON Schema of records or manifests")

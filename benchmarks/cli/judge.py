@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from benchmarks.cli.paths import given_path
 from benchmarks.cli.tables import report_problems
 from results.analysis.analysis import Analysis
 from results.judge import golden
@@ -30,8 +31,8 @@ def _add_check(commands: Any) -> None:
     parser = commands.add_parser(
         "check", help="compare a run with a golden run; exit status 1 on a regression"
     )
-    parser.add_argument("folder", type=Path, metavar="DIR")
-    parser.add_argument("--golden", type=Path, required=True, metavar="DIR", help=_GOLDEN)
+    parser.add_argument("folder", type=given_path, metavar="DIR")
+    parser.add_argument("--golden", type=given_path, required=True, metavar="DIR", help=_GOLDEN)
     parser.add_argument(
         "--rate",
         type=float,
@@ -40,7 +41,7 @@ def _add_check(commands: Any) -> None:
         help="false-alarm rate of all tests together (%(default)s)",
     )
     parser.add_argument("--json", action="store_true", help="machine-readable")
-    parser.add_argument("--junit", type=Path, metavar="FILE", help="also write JUnit XML, for CI services")
+    parser.add_argument("--junit", type=given_path, metavar="FILE", help="also write JUnit XML, for CI")
     parser.set_defaults(command=_check)
 
 
@@ -64,8 +65,8 @@ def _add_golden(commands: Any) -> None:
         description="Refuses a rehearsal and a run that is damaged, incomplete, not pinned or made from code "
         "that is not committed.",
     )
-    update.add_argument("folder", type=Path, metavar="DIR")
-    update.add_argument("--golden", type=Path, required=True, metavar="DIR", help=_GOLDEN)
+    update.add_argument("folder", type=given_path, metavar="DIR")
+    update.add_argument("--golden", type=given_path, required=True, metavar="DIR", help=_GOLDEN)
     update.add_argument("--reason", required=True, metavar="TEXT")
     update.set_defaults(command=_update)
 
@@ -81,9 +82,9 @@ def _update(options: argparse.Namespace) -> int:
 
 def _add_compare(commands: Any) -> None:
     parser = commands.add_parser("compare", help="put a run beside the paper: its numbers, bounds and claims")
-    parser.add_argument("folder", type=Path, metavar="DIR")
+    parser.add_argument("folder", type=given_path, metavar="DIR")
     parser.add_argument("--format", choices=FORMATS, default="md", help="(%(default)s)")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="write it there instead of printing it")
+    parser.add_argument("--out", type=given_path, metavar="FILE", help="write it there, not to the screen")
     parser.set_defaults(command=_compare)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from benchmarks.cli.paths import home
 from benchmarks.sources.lock import lock_path, models_of
 from benchmarks.suites import any_lm
 from benchmarks.suites import load as suites
@@ -17,16 +18,24 @@ OPTIONS = ("base", "expert", "tasks", "max_length")
 def add_to(run: Any) -> None:
     """Add the arguments to the parser of ``epmq run``."""
     group = run.add_argument_group("epmq run lm: any Llama-, Mistral- or Qwen-like model, through lm-eval")
-    group.add_argument("--base", metavar="ID", help="the model that experts come from: a hub id or a folder")
+    group.add_argument(
+        "--base", type=home, metavar="ID", help="the model that experts come from: a hub id or a folder"
+    )
     group.add_argument(
         "--expert",
+        type=home,
         nargs="+",
         action="extend",
         metavar="ID",
         help="its experts, whole models or LoRA adapters",
     )
     group.add_argument(
-        "--tasks", nargs="+", action="extend", metavar="FILE", help="task file of each expert, in their order"
+        "--tasks",
+        type=home,
+        nargs="+",
+        action="extend",
+        metavar="FILE",
+        help="task file of each expert, in their order",
     )
     group.add_argument(
         "--max-length", type=int, metavar="N", help=f"tokens of a prompt ({any_lm.MAX_LENGTH})"

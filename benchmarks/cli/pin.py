@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 from typing import Any
 
 # What needs the hub's client is imported by the command itself, for it takes seconds.
+from benchmarks.cli.paths import given_path, home
 from benchmarks.suites import load as suites
 from epmq.errors import UserError
 
@@ -21,8 +21,13 @@ def add_to(commands: Any) -> None:
         "counts the samples, and writes the lock that runs are held to. Data sets are downloaded, weights "
         "are not. After an interruption, run the same command again.",
     )
-    pin.add_argument("suite", help="a suite's name (see 'epmq list') or the path of a suite file")
-    pin.add_argument("--lock", type=Path, metavar="FILE", help="where to write it (default: with the code)")
+    pin.add_argument("suite", type=home, help="a suite's name (see 'epmq list') or the path of a suite file")
+    pin.add_argument(
+        "--lock",
+        type=given_path,
+        metavar="FILE",
+        help="where to write it (default: with the code, of a suite of your own in the cache)",
+    )
     pin.set_defaults(command=_pin)
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 from typing import Any
 
+from benchmarks.cli.paths import given_path
 from benchmarks.cli.tables import report_problems
 from results.analysis.analysis import Analysis
 
@@ -14,8 +14,8 @@ from results.analysis.analysis import Analysis
 def add_to(commands: Any) -> None:
     """Add the command to the parser's sub-commands."""
     page = commands.add_parser("report", help="write one self-contained HTML page of a results folder")
-    page.add_argument("folder", type=Path, metavar="DIR")
-    page.add_argument("--out", type=Path, metavar="FILE", help="default DIR/report.html")
+    page.add_argument("folder", type=given_path, metavar="DIR")
+    page.add_argument("--out", type=given_path, metavar="FILE", help="default DIR/report.html")
     page.add_argument(
         "--figures",
         action="store_true",

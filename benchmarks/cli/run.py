@@ -9,8 +9,10 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-# What needs torch is imported by the command itself, for it takes seconds.
 from benchmarks.cli import lm
+
+# What needs torch is imported by the command itself, for it takes seconds.
+from benchmarks.cli.paths import given_path, home
 from benchmarks.cli.tables import report_problems
 from benchmarks.suites import load as suites
 from epmq.errors import UserError
@@ -27,8 +29,10 @@ def add_to(commands: Any) -> None:
         description="Cross-product of merges, methods, targets and bits, with the controls. What is not "
         "given comes from the suite's named comparison. After an interruption, run the same command again.",
     )
-    run.add_argument("suite", help="a suite's name (see 'epmq list'), the path of a suite file, or lm")
-    run.add_argument("--out", type=Path, metavar="DIR", help="results folder, made if missing")
+    run.add_argument(
+        "suite", type=home, help="a suite's name (see 'epmq list'), the path of a suite file, or lm"
+    )
+    run.add_argument("--out", type=given_path, metavar="DIR", help="results folder, made if missing")
     run.add_argument(
         "--comparison", default="default", help="the suite's comparison to start from (default: default)"
     )
@@ -78,7 +82,7 @@ def _add_machine(run: Any) -> None:
     group.add_argument("--together", type=int, default=1, metavar="N", help="models per evaluation pass (1)")
     group.add_argument("--workers", type=int, metavar="N", help="processes that decode images")
     group.add_argument("--executor", default="local", help="local, or ray (needs the extra epmq[ray])")
-    group.add_argument("--lock", type=Path, metavar="FILE", help="lock file (default: the suite's own)")
+    group.add_argument("--lock", type=given_path, metavar="FILE", help="lock file (default: the suite's own)")
     group.add_argument("--unpinned", action="store_true", help="take the hub's newest, and say so in records")
     group.add_argument("--plan", action="store_true", help="print what would be done and download nothing")
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 from typing import Any
 
+from benchmarks.cli.paths import given_path
 from epmq.errors import UserError
 from results.analysis.analysis import Analysis
 from results.tables import diff as diffs
@@ -18,7 +18,7 @@ from results.tables.selection import Selection
 def add_to(commands: Any) -> None:
     """Add the commands to the parser's sub-commands."""
     table = commands.add_parser("table", help="print the comparison table of a results folder")
-    table.add_argument("folder", type=Path, metavar="DIR")
+    table.add_argument("folder", type=given_path, metavar="DIR")
     table.add_argument("--format", default="md", help=f"one of {', '.join(FORMATS)} (default md)")
     table.add_argument(
         "--save", action="store_true", help="also write the whole table, in every format, into DIR"
@@ -35,8 +35,8 @@ def add_to(commands: Any) -> None:
     )
     table.set_defaults(command=_table)
     compare = commands.add_parser("diff", help="compare two results folders cell by cell")
-    compare.add_argument("before", type=Path, metavar="DIR")
-    compare.add_argument("after", type=Path, metavar="DIR")
+    compare.add_argument("before", type=given_path, metavar="DIR")
+    compare.add_argument("after", type=given_path, metavar="DIR")
     compare.add_argument("--task", nargs="+", default=[], metavar="PATTERN", help="only these tasks, as 'x*'")
     compare.add_argument("--format", default="md", help=f"one of {', '.join(diffs.FORMATS)} (default md)")
     compare.set_defaults(command=_diff)

@@ -201,7 +201,7 @@ def _opened(path: Path, embedded: Suite) -> list[_Part]:
     """The contributed folder, then the embedded suite's one beside it unless it is that itself."""
     parts = [_Part.open(path)]
     if parts[0].manifest.suite != embedded.name:
-        parts.append(_Part.open(path.with_name(f"{path.name}-{embedded.name}")))
+        parts.append(_Part.open(path.with_name(f"{path.name}-{embedded.name.rpartition('/')[2]}")))
     return parts
 
 
@@ -233,6 +233,12 @@ def _suite(part: _Part, embedded: Suite) -> Iterator[str]:
         yield f"is of {suite.name} version {stored.suite_version}, the present one is {suite.version}"
     elif stored.revisions.get("suite") != suites.fingerprint(suite):
         yield f"is of {suite.name} with other prompts, classes, splits or preprocessing than the suite's here"
+    elif stored.suite_sha256 != suites.identity(suite, stored.revisions):
+        told = stored.suite_sha256 and "reads other tasks, data, models or prompts"
+        yield (
+            f"is called {suite.name} and {told or 'does not tell what it reads'}; run the suite of epmq, or "
+            "contribute under a name of your own"
+        )
 
 
 def _unpinned(part: _Part) -> Iterator[str]:

@@ -15,6 +15,7 @@ from pydantic import JsonValue
 from benchmarks.run.cells import Cell, Request
 from benchmarks.sources import data
 from benchmarks.suites.forms import Suite
+from benchmarks.suites.load import identity
 from benchmarks.workbench import code, environment
 from benchmarks.workbench.base import Workbench
 from benchmarks.workbench.machine import Machine
@@ -50,6 +51,7 @@ def manifest(
     return Manifest(
         suite=suite.name,
         suite_version=suite.version,
+        suite_sha256=identity(suite, workbench.revisions),
         rehearsal=suite.rehearsal,
         asked={**asked, "cells": [_listed(key, cell) for key, cell in keyed.items()]},
         environment={**environment.describe(), "device": _device(machine), "dtype": machine.dtype},
@@ -104,7 +106,7 @@ def refuse_other_origin(out: Path, wanted: Manifest) -> None:
     """
     if not (out / "manifest.json").exists():
         return
-    stored = RunFolder.open(out, wanted).manifest
+    stored = RunFolder.open(out).manifest
     for name, revision in wanted.revisions.items():
         if stored.revisions.get(name) != revision:
             raise UserError(

@@ -16,10 +16,12 @@ from benchmarks.run.compute import refuse_impossible, together
 from benchmarks.run.executors import Executor, one_by_one, open_workbench
 from benchmarks.run.outcome import Outcome
 from benchmarks.suites.forms import Suite
+from benchmarks.suites.load import identity
 from benchmarks.workbench.base import Setting, Workbench
 from epmq.errors import UserError, choose
 from epmq.refinement.descent import Curve
 from epmq.walk import LayerReport
+from results.store.claim import claimed, refuse_held
 from results.store.folder import RunFolder
 from results.store.records import (
     LayerResult,
@@ -44,23 +46,31 @@ def run(
 
     Raises:
         UserError: bad input, found before any cell is computed.
-        UserError: the folder belongs to another suite or cannot be written.
+        UserError: the folder belongs to another suite, another run writes to it, or it cannot be written.
     """
     request = decoding(suite, request)
     cells = expand(request)
     provenance.refuse_unusable(out, suite)
+    refuse_held(out)
     workbench = open_workbench(suite, setting)
     for cell in cells:
         refuse_impossible(workbench, cell)
     keyed = {cell.key(workbench.context): cell for cell in cells}
     manifest = provenance.manifest(workbench, keyed, request, asked)
     provenance.refuse_other_origin(out, manifest)
-    folder = RunFolder.open(out, manifest, create=True)
+    with claimed(out):
+        folder = RunFolder.open(out, manifest, create=True)
+        _compute(workbench, keyed, folder, execute)
+    return folder
+
+
+def _compute(workbench: Workbench, keyed: Mapping[str, Cell], folder: RunFolder, execute: Executor) -> None:
+    """Compute the cells that the folder lacks, and put them there."""
     finished = {r.key: r for r in folder.records()}
     experts = next((r for r in finished.values() if r.method == "experts"), None)
     todo = [cell for key, cell in keyed.items() if key not in finished]
     todo.sort(key=lambda cell: cell.own != "all")  # the other records are relative to them
-    with tqdm(total=len(todo), desc=suite.name, unit="cell", disable=not todo) as bar:
+    with tqdm(total=len(todo), desc=workbench.suite.name, unit="cell", disable=not todo) as bar:
         for group, outcomes in execute(workbench, list(together(todo, workbench.setting.together))):
             for cell, outcome in zip(group, outcomes, strict=True):
                 line = record(workbench, cell, outcome, experts)
@@ -69,7 +79,6 @@ def run(
                 folder.append(line, *arrays(outcome))
                 bar.set_postfix_str(" ".join(str(x) for x in (cell.merge, cell.method, cell.bits) if x))
                 bar.update()
-    return folder
 
 
 def decoding(suite: Suite, request: Request) -> Request:
@@ -111,6 +120,7 @@ def record(workbench: Workbench, cell: Cell, done: Outcome, experts: Record | No
         key=cell.key(workbench.context),
         suite=workbench.suite.name,
         suite_version=workbench.suite.version,
+        suite_sha256=identity(workbench.suite, workbench.revisions),
         kind=cell.kind,  # type: ignore[arg-type]
         merge=cell.merge,
         merge_options=dict(cell.merge_options),
@@ -136,7 +146,7 @@ def record(workbench: Workbench, cell: Cell, done: Outcome, experts: Record | No
         peak_memory_bytes=done.peak_memory,
         packed_bytes=(sum(bits) + 7) // 8 if bits else None,
         bits_per_weight=sum(bits) / sum(sizes) if bits else None,
-        warnings=tuple(sorted(done.warnings)),
+        warnings=tuple(sorted({*done.warnings, *workbench.suite.shared_samples})),
     )
 
 

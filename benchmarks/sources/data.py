@@ -33,7 +33,7 @@ def loaded(task: TaskSpec, split: str, arguments: Mapping[str, Any]) -> tuple[Da
     try:
         with _quietly():
             data = load_dataset(**arguments)
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         reason = ": ".join(str(part).rstrip(".") for part in (error, error.__cause__) if part)
         raise UserError(f"{where} cannot be loaded: {reason}; check the path and split") from error
     refuse_other_columns(task, data.column_names, where)

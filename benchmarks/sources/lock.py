@@ -6,17 +6,28 @@ import hashlib
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field, ValidationError
+from pydantic import AfterValidator, Field, ValidationError
 
 from benchmarks.sources import cache
-from benchmarks.suites.forms import PACKAGE, Suite, TextSuite
-from benchmarks.suites.load import fingerprint, on_hub
+from benchmarks.suites.forms import PACKAGE, Suite
+from benchmarks.suites.load import fingerprint, names, on_hub
 from benchmarks.suites.strict import Strict, first_complaint
 from epmq.errors import UserError
 
 FOLDER = PACKAGE / "sources" / "locks"
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Count = Annotated[int, Field(ge=0)]
+# Builders of ``datasets`` that read data alone; that of pandas would unpickle, and so run, what it reads.
+FORMATS = ("parquet", "arrow", "json", "csv", "text", "imagefolder", "webdataset")
+
+
+def _known_format(name: str) -> str:
+    if name not in FORMATS:
+        raise ValueError(f"{name[:60]!r} is none of {', '.join(FORMATS)}")
+    return name
+
+
+Format = Annotated[str, AfterValidator(_known_format)]
 
 
 class FileLock(Strict):
@@ -58,7 +69,7 @@ class DatasetLock(RepoLock):
     """
 
     config: str | None
-    format: str
+    format: Format
     features: dict[str, Any] | None
     splits: dict[str, SplitLock]
 
@@ -75,8 +86,13 @@ class Lock(Strict):
 
 
 def default_path(suite: Suite) -> Path:
-    """Where a suite's lock is: with the code, or for a rehearsal (repositories made up) in the cache."""
-    return (cache.folder("locks") if suite.rehearsal else FOLDER) / f"{suite.name}.json"
+    """Where a suite's lock is: of a bundled suite with the code, of others in the cache.
+
+    A rehearsal's (repositories made up) is there by name, that of a suite of anybody's by what it says.
+    """
+    if suite.rehearsal:
+        return cache.folder("locks") / f"{suite.name.rpartition('/')[2]}.json"
+    return FOLDER / f"{suite.name}.json" if suite.name in names() else lock_path(suite)
 
 
 def models_of(suite: Suite) -> list[str]:
@@ -120,7 +136,7 @@ def refuse_other(lock: Lock, suite: Suite, path: Path) -> None:
         )
 
 
-def lock_path(made: TextSuite) -> Path:
-    """Where the lock of a suite that has no file is: in the cache, by what the suite says."""
-    digest = hashlib.sha256(made.model_dump_json().encode()).hexdigest()
-    return cache.folder("locks") / f"{made.name}-{digest[:16]}.json"
+def lock_path(suite: Suite) -> Path:
+    """Where the lock of a suite that is not bundled is: in the cache, by what the suite says."""
+    digest = hashlib.sha256(suite.model_dump_json().encode()).hexdigest()
+    return cache.folder("locks") / f"{suite.name.rpartition('/')[2]}-{digest[:16]}.json"

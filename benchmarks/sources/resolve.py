@@ -11,7 +11,7 @@ import datasets
 from datasets import load_dataset_builder
 
 from benchmarks.sources import hub
-from benchmarks.sources.lock import DatasetLock, RepoLock
+from benchmarks.sources.lock import FORMATS, DatasetLock, RepoLock
 from benchmarks.suites.forms import DatasetSpec, Suite
 from epmq.errors import UserError
 
@@ -88,6 +88,11 @@ def data(spec: DatasetSpec) -> DataFiles:
         )
     except (ValueError, datasets.exceptions.DatasetsError) as error:
         raise UserError(f"data set {spec.path}: {error}; correct the suite") from error
+    if builder.name not in FORMATS:
+        raise UserError(
+            f"data set {spec.path} is read by {builder.name!r}, expected one of {', '.join(FORMATS)}; give a "
+            "copy in such a format"
+        )
     prefix = f"hf://datasets/{spec.path}@{found.revision}/"
     there = {str(name): files for name, files in (builder.config.data_files or {}).items()}
     splits = {}

@@ -9,13 +9,14 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from benchmarks.suites.strict import Count, Names, Strict
+from benchmarks.suites.strict import Count, Line, Names, OwnedName, PlainName, Strict
 from benchmarks.suites.towers import TextTowerSpec, TowerSpec
 from epmq.errors import nearest
 
 PACKAGE = Path(__file__).parents[1]
 FOLDER = PACKAGE / "suites"
 TASKS = FOLDER / "tasks"
+LOCAL = "local"  # the namespace of suite files that give none
 
 
 class DatasetSpec(Strict):
@@ -24,15 +25,25 @@ class DatasetSpec(Strict):
     ``train_size`` and ``eval_size`` are ``None`` where they are not known before the data set is pinned.
     """
 
-    path: str
-    config: str | None
-    revision: str | None
-    train_split: str
-    eval_split: str
-    label_column: str
+    path: Line
+    config: Line | None
+    revision: Line | None
+    train_split: Line
+    eval_split: Line
+    label_column: Line
     train_size: Count | None
     eval_size: Count | None
     licence: str
+
+    @model_validator(mode="after")
+    def _splits_differ(self) -> DatasetSpec:
+        train, test = (split.partition("[") for split in (self.train_split, self.eval_split))
+        if train[0] == test[0] and ("" in (train[2], test[2]) or train[2] == test[2]):
+            raise ValueError(
+                f"train_split {self.train_split!r} and eval_split {self.eval_split!r} share samples; "
+                "calibrate on others than are evaluated"
+            )
+        return self
 
     @property
     def inputs(self) -> list[str]:
@@ -71,9 +82,9 @@ class Source(Strict):
 class TaskSpec(Strict):
     """One task: data and expert checkpoint. ``notes`` say what is odd about the data and stays so."""
 
-    task: str
+    task: PlainName
     dataset: DatasetSpec
-    expert: str
+    expert: Line
     notes: Sequence[str] = ()
     source: Source | None = None
 
@@ -93,6 +104,13 @@ class ImageTask(TaskSpec):
         own = {name: value for name, value in given.items() if name != "use"}
         return {**_shared_task(given["use"]), **own}
 
+    @field_validator("class_names")
+    @classmethod
+    def _classes_differ(cls, names: list[str]) -> list[str]:
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise ValueError(f"class {twice[0]!r} is there twice; no sample can be told to be of one of them")
+        return names
+
     @field_validator("templates")
     @classmethod
     def _templates_take_a_class(cls, templates: list[str]) -> list[str]:
@@ -106,7 +124,7 @@ class TextTask(TaskSpec):
     """A task of generation. ``prompt`` is an lm-eval task: ``SET/NAME.yaml`` in ``prompts``, or a path."""
 
     dataset: TextData
-    prompt: str
+    prompt: Line
 
 
 def _shared_task(name: Any) -> dict[str, Any]:
@@ -147,16 +165,16 @@ class Suite(Strict):
         chosen: defaults of calibration axes that were chosen for this suite without labels, by reading.
     """
 
-    name: str
-    version: int = Field(ge=1)
+    name: OwnedName
+    version: Count
     kind: Literal["clip", "text"]
     description: str
     library: str
     rehearsal: bool = False
-    base: str
+    base: Line
     tower: TowerSpec | TextTowerSpec | None = None
     metric: str
-    comparisons: dict[str, Comparison]
+    comparisons: dict[PlainName, Comparison]
     chosen: dict[Literal["weights", "features"], dict[str, str | float | int]] = Field(default={})
     checkpoints: dict[str, str]  # SHA-256 of checkpoint files, by path (of bundled ones: below the package)
     tasks: Sequence[TaskSpec]
@@ -167,7 +185,24 @@ class Suite(Strict):
         names = [task.task for task in tasks]
         if twice := [name for name in names if names.count(name) > 1]:
             raise ValueError(f"task {twice[0]!r} is there twice")
+        asked: dict[str, str] = {}
+        for task in tasks:
+            same = task.model_dump_json(exclude={"task": True, "expert": True, "notes": True, "source": True})
+            if (other := asked.setdefault(same, task.task)) != task.task:
+                raise ValueError(f"tasks {other!r} and {task.task!r} ask the same of the same data; drop one")
         return tasks
+
+    @property
+    def shared_samples(self) -> list[str]:
+        """Which tasks are evaluated on the same samples, in words."""
+        seen: dict[tuple[str | None, ...], str] = {}
+        found = []
+        for task in self.tasks:
+            data = task.dataset
+            place = (data.path, data.config, data.revision, data.eval_split)
+            if (other := seen.setdefault(place, task.task)) != task.task:
+                found.append(f"tasks {other} and {task.task} are evaluated on the same samples")
+        return found
 
 
 class ClipSuite(Suite):

@@ -9,19 +9,24 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
+from pydantic_core import from_json
 
 from benchmarks.suites import prompt as prompts
-from benchmarks.suites.forms import FOLDER, FORMS, PACKAGE, ClipSuite, Suite, TextSuite
+from benchmarks.suites.forms import FOLDER, FORMS, LOCAL, PACKAGE, ClipSuite, Suite, TextSuite
 from benchmarks.suites.strict import first_complaint
 from epmq.calibration import Calibration
 from epmq.errors import UserError, nearest
 from epmq.layer.spec import QuantSpec
 from epmq.refinement.budget import Budget
+from results.store.files import read_bounded
+
+MAX_BYTES = 1 << 24  # of a suite file
 
 
 def names() -> list[str]:
@@ -30,20 +35,37 @@ def names() -> list[str]:
 
 
 def load(name: str) -> Suite:
-    """A bundled suite by name, or a suite file by path; raises UserError for neither or a bad file."""
-    file = Path(name) if name.endswith(".json") else FOLDER / f"{name}.json"
-    if not name.endswith(".json") and name not in names():
+    """A bundled suite by name, or a suite file by path; raises UserError for neither or a bad file.
+
+    A suite file that is no bundled suite gets the namespace ``local/``, unless it has one; a rehearsal keeps
+    the name of what it rehearses.
+    """
+    if name.endswith(".json"):
+        return _namespaced(_read(Path(name)))
+    if name not in names():
         raise UserError(f"suite {name!r} is unknown{nearest(name, names())}")
+    return _read(FOLDER / f"{name}.json")
+
+
+def _namespaced(suite: Suite) -> Suite:
+    if suite.rehearsal or "/" in suite.name:
+        return suite
+    if suite.name in names() and identity(suite) == identity(_read(FOLDER / f"{suite.name}.json")):
+        return suite
+    return suite.model_copy(update={"name": f"{LOCAL}/{suite.name}"})
+
+
+def _read(file: Path) -> Suite:
     try:
-        content = json.loads(file.read_bytes())
+        content = from_json(read_bounded(file.resolve(), MAX_BYTES), allow_inf_nan=False)
         kind = content.get("kind") if isinstance(content, dict) else None
         return FORMS.get(str(kind), ClipSuite).model_validate_json(json.dumps(content))
     except OSError as error:
         raise UserError(f"{file}: cannot read the suite file: {error.strerror}; check the path") from error
-    except json.JSONDecodeError as error:
-        raise UserError(f"{file}: is not JSON ({error}); correct the suite file") from error
     except ValidationError as error:
         raise UserError(f"{file}: {first_complaint(error)}; correct the suite file") from error
+    except ValueError as error:
+        raise UserError(f"{file}: is not JSON ({error}); correct the suite file") from error
 
 
 def load_clip(name: str) -> ClipSuite:
@@ -86,6 +108,44 @@ def options(suite: Suite, comparison: str) -> dict[str, Any]:
     parts = {"calibration": CALIBRATION_AXES, "refinement": REFINEMENT_AXES, "spec": SPEC_AXES}
     split = {part: {n: v for n, v in axes.items() if n in names} for part, names in parts.items()}
     return {**found, **split, "chosen": suite.chosen}
+
+
+def identity(suite: Suite, revisions: Mapping[str, Any] | None = None) -> str:
+    """SHA-256 of what a suite reads: tasks, data, models, prompts; names and the order of tasks do not count.
+
+    A repository of the hub counts by its id, what is bundled by its path and pinned hash, a folder by its
+    content as ``revisions`` of a run tell it (without them by its path): so a folder that is called like a
+    repository is another thing.
+    """
+    told = revisions or {}
+    tasks = sorted(suite.tasks, key=lambda task: task.task)
+    described = {
+        "kind": suite.kind,
+        "library": suite.library,
+        "fingerprint": fingerprint(suite.model_copy(update={"tasks": tasks})),
+        "base": _place(suite.base, told.get("base")),
+        "checkpoints": sorted(suite.checkpoints.values()),
+        "tasks": [
+            [
+                task.task,
+                _place(task.expert, _entry(told, "experts", task.task)),
+                _place(task.dataset.path, _entry(told, "datasets", task.task)),
+            ]
+            for task in tasks
+        ],
+    }
+    return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
+
+
+def _entry(revisions: Mapping[str, Any], kind: str, task: str) -> Any:
+    found = revisions.get(kind)
+    return found.get(task) if isinstance(found, dict) else None
+
+
+def _place(path: str, content: Any) -> list[Any]:
+    if path.startswith("package:"):
+        return ["package", path]
+    return ["hub", path] if on_hub(path) else ["folder", content or path]
 
 
 def fingerprint(suite: Suite) -> str:

@@ -1,7 +1,8 @@
 """A text task: an lm-eval task file with a prompt, the answers and a metric of ours.
 
 The files are ``benchmarks/suites/prompts/SET/TASK.yaml``; the suite says which data set the rows come from.
-Prompts are rendered by lm-eval's own template environment, for calibration as for evaluation.
+Prompts are rendered by lm-eval's own template environment, for calibration as for evaluation; what a template
+may hold is in ``benchmarks.suites.templates``.
 """
 
 from __future__ import annotations
@@ -16,10 +17,13 @@ import yaml
 from jinja2 import meta, nodes
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, model_validator
 
+from benchmarks.suites import templates
 from benchmarks.suites.strict import Count, Strict, first_complaint
 from epmq.errors import UserError
+from results.store.files import read_bounded
 
 PROMPTS = Path(__file__).parent / "prompts"
+MAX_BYTES = 1 << 20  # of a task file
 FUNCTIONS = "benchmarks.lm_metrics."
 METRICS: dict[str, Literal["accuracy", "spearman"]] = {"exact_label": "accuracy", "spearman_text": "spearman"}
 DATA = {"dataset_path", "dataset_name", "training_split", "validation_split", "test_split"}
@@ -31,9 +35,9 @@ Row = Mapping[str, Any]
 def _columns(field: str, template: str) -> tuple[str, ...]:
     """The data's columns in the template of a field, in order; raises ValueError for none or no template."""
     try:
-        parsed = jinja2.Environment().parse(template)
-    except jinja2.TemplateSyntaxError as error:
-        raise ValueError(f"field {field!r} is no template: {error}") from error
+        parsed = templates.parsed(template)
+    except ValueError as error:
+        raise ValueError(f"field {field!r} {error}") from error
     columns = meta.find_undeclared_variables(parsed)
     found = tuple(dict.fromkeys(name.name for name in parsed.find_all(nodes.Name) if name.name in columns))
     if not found:
@@ -236,7 +240,15 @@ def read(name: str) -> TaskFile:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML with lm-eval's ``!function``, which is kept as a name: a file runs no code of its own."""
+    """YAML with lm-eval's ``!function``, which is kept as a name: a file runs no code of its own.
+
+    Other tags are refused, and aliases too: a few lines of them can stand for gigabytes.
+    """
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("an alias (*name); write out what it stands for")
+        return super().compose_node(parent, index)
 
 
 _Loader.add_constructor("!function", lambda _, node: str(node.value))
@@ -244,10 +256,10 @@ _Loader.add_constructor("!function", lambda _, node: str(node.value))
 
 def _content(file: Path) -> dict[str, Any]:
     try:
-        found = yaml.load(file.read_bytes(), Loader=_Loader)
+        found = yaml.load(read_bounded(file.resolve(), MAX_BYTES), Loader=_Loader)
     except OSError as error:
         raise UserError(f"{file}: cannot read the task file: {error.strerror}; check the path") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # of a tag, a number, lists in lists
         reason = " ".join(str(error).split())
         raise UserError(f"{file}: is no YAML: {reason}; correct the task file") from error
     if not isinstance(found, dict):

@@ -2,14 +2,43 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from epmq.errors import nearest
 
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+
+
+def _plain(name: str) -> str:
+    if not _NAME.fullmatch(name):
+        raise ValueError(
+            f"{name[:60]!r} is no name; give up to 100 letters, digits and . _ -, a letter first"
+        )
+    return name
+
+
+def _plain_or_owned(name: str) -> str:
+    owner, slash, own = name.rpartition("/")
+    if slash:
+        _plain(owner)
+    _plain(own)
+    return name
+
+
+def _one_line(text: str) -> str:
+    if not text or len(text) > 1000 or not text.isprintable():
+        raise ValueError(f"{text[:60]!r} must be one line of 1 to 1000 printable characters")
+    return text
+
+
+PlainName = Annotated[str, AfterValidator(_plain)]  # it becomes a part of files' names
+OwnedName = Annotated[str, AfterValidator(_plain_or_owned)]  # OWNER/NAME, or NAME
+Line = Annotated[str, AfterValidator(_one_line)]
 Names = Annotated[list[str], Field(min_length=1)]
-Count = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=1, le=2**53)]
 # In place of pydantic's own words, where these say more.
 _EXPECTED = {"string_type": "expected a text in quotation marks", "model_type": "expected fields"}
 

@@ -1,4 +1,7 @@
-"""Merged weights on disk: a merge is computed once, streamed into the model, and read by later cells."""
+"""Merged weights on disk: a merge is computed once, streamed into the model, and read by later cells.
+
+What is read is what was written, by the hash in the file; anything else is computed again.
+"""
 
 from __future__ import annotations
 
@@ -9,15 +12,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from benchmarks.sources import cache
 from benchmarks.workbench import code
+from epmq.checkpoints.kept import keep, kept
 from epmq.checkpoints.lazy import LazyCheckpoint
-from epmq.files import replacing
 from epmq.merging import known
 from epmq.models.tower import Tower
+
+MERGE = "merge"  # in a file's metadata: what it is a merge of, by hash
 
 
 class MergedWeights:
@@ -40,12 +45,14 @@ class MergedWeights:
     def load(self, tower: Tower, name: str, options: Mapping[str, Any]) -> None:
         """Fill ``tower`` with a merge, from the cache or computed tensor by tensor."""
         file = self._file(name, options)
-        if file.exists():
+        told = {MERGE: file.stem}
+        if kept(file, told):
             tower.load_all(LazyCheckpoint(file))
             return
         steps = known()[name](self.base, self.experts, **options)
         tower.load_stream(tqdm(steps, desc=f"merging ({name})", total=len(self.base), leave=False, delay=2))
-        _save({key: p.detach().cpu() for key, p in tower.merged_parameters().items()}, file)
+        with cache.errors(file):
+            keep({key: p.detach().cpu() for key, p in tower.merged_parameters().items()}, file, told)
 
     def _file(self, name: str, options: Mapping[str, Any]) -> Path:
         described = {
@@ -56,8 +63,3 @@ class MergedWeights:
         }
         text = json.dumps(described, sort_keys=True)
         return self.root / f"{hashlib.sha256(text.encode()).hexdigest()[:24]}.safetensors"
-
-
-def _save(tensors: dict[str, Tensor], file: Path) -> None:
-    with replacing(file) as temporary:
-        save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, temporary)

@@ -121,10 +121,13 @@ def _shards(path: Path) -> list[Path]:
         return [path]
     try:
         names = set(json.loads(path.read_bytes())["weight_map"].values())
+        leads_out = [name for name in sorted(names) if Path(name).name != name]
     except OSError as error:
         raise UserError(f"{path}: no such checkpoint file; check the path") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{path}: is not an index of safetensors files; download it again") from error
+    if leads_out:
+        raise UserError(f"{path}: names {leads_out[0]!r}, which is no file beside it; download it again")
     return [path.parent / name for name in sorted(names)]
 
 

@@ -9,13 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
+from epmq.checkpoints.kept import keep, kept
 from epmq.checkpoints.lazy import sha256
 from epmq.errors import UserError
-from epmq.files import replacing
 
 SOURCE = "source_sha256"  # in the copy's metadata
 
@@ -23,26 +21,19 @@ SOURCE = "source_sha256"  # in the copy's metadata
 def converted(path: Path, folder: Path) -> Path:
     """The safetensors copy of a pickled checkpoint, ``folder/<SHA-256 of path>.safetensors``.
 
-    It is made once, and trusted only if its metadata names the SHA-256 of the pickle as it is now. A state
+    It is made once, and again where it is not of the pickle as it is now, or not as it was written. A state
     dict below the key ``state_dict`` (a training checkpoint) is found.
 
     Raises:
         UserError: the pickle needs code to run, is damaged, or holds no state dict.
+        OSError, SafetensorError: the copy cannot be written.
     """
     digest = sha256(path)
     copy = folder / f"{digest}.safetensors"
-    if _source(copy) != digest:
-        _write(_state_dict(path), copy, {SOURCE: digest, "format": "pt"})
+    metadata = {SOURCE: digest, "format": "pt"}
+    if not kept(copy, metadata):
+        _write(_state_dict(path), copy, metadata)
     return copy
-
-
-def _source(copy: Path) -> str | None:
-    """The SHA-256 that a copy's metadata names; ``None`` without a readable copy."""
-    try:
-        with safe_open(copy, framework="pt") as file:
-            return dict(file.metadata() or {}).get(SOURCE)
-    except (OSError, SafetensorError):
-        return None
 
 
 def _state_dict(path: Path) -> dict[str, Tensor]:
@@ -71,5 +62,4 @@ def _write(state: dict[str, Tensor], copy: Path, metadata: dict[str, str]) -> No
         state[name] = tensor if whole else tensor.clone(memory_format=torch.contiguous_format)
         seen.add(storage)
     copy.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(copy) as temporary:
-        save_file(state, temporary, metadata)
+    keep(state, copy, metadata)

@@ -27,7 +27,7 @@ from results.judge.objectives import ROUND_OFF, Change, changes, lost_layers
 from results.store.records import Record
 
 RATE = 0.01  # the chance that the gate fails a run that is as good as the golden one
-_FAILURES = ("worse", "missing", "other suite version", "other device", "rehearsal")
+_FAILURES = ("worse", "missing", "other suite version", "other suite", "other device", "rehearsal")
 _SIDES: tuple[Side, Side] = ("less", "greater")
 
 
@@ -112,7 +112,8 @@ class _Tested:
 def check(run: Analysis, golden: Analysis, *, rate: float = RATE) -> CheckReport:
     """Compare every cell of ``golden`` with the cell of the same key in ``run``.
 
-    A regression is: a rehearsal; another suite, suite version or device class; a cell, task or layer that is
+    A regression is: a rehearsal; another suite (by what it reads, where the
+    golden run tells), suite version or device class; a cell, task or layer that is
     missing; accuracy that is worse; a layer objective that is larger. Accuracy is worse by McNemar's exact
     one-sided test, over all samples of a cell together or on one of its tasks (so that a gain elsewhere
     cannot hide a broken task; Spearman tasks by the paired bootstrap). Objectives are larger by more than
@@ -166,6 +167,10 @@ def _foreign(run: Analysis, golden: Analysis) -> Move | None:
     suites = [f"{x.manifest.suite} version {x.manifest.suite_version}" for x in (golden, run)]
     if suites[0] != suites[1]:
         return Move("", "suite", suites[0], suites[1], "", "other suite version")
+    reads = [x.manifest.suite_sha256 for x in (golden, run)]
+    if reads[0] is not None and reads[0] != reads[1]:
+        told = [(read or "not told")[:12] for read in reads]
+        return Move("", "what the suite reads", told[0], told[1], "", "other suite")
     devices = [{f"{record.device} {record.dtype}" for record in x.records} for x in (golden, run)]
     if run.records and not devices[0] <= devices[1]:
         before, after = (", ".join(sorted(names)) for names in devices)

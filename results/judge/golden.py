@@ -78,6 +78,11 @@ def _moves(run: Analysis, old: Analysis) -> object:
     held, new = (f"{x.manifest.suite} version {x.manifest.suite_version}" for x in (old, run))
     if held != new:
         raise UserError(f"{old.folder.path}: holds {held}, the run is of {new}; give another --golden")
+    if old.manifest.suite_sha256 not in (None, run.manifest.suite_sha256):
+        raise UserError(
+            f"{old.folder.path}: the {held} there reads other tasks, data, models or prompts than the run's; "
+            "give the suite another version or another name"
+        )
     return check(run, old).as_json()["moves"]
 
 

@@ -17,7 +17,7 @@ from tabulate import tabulate
 from epmq.errors import UserError
 from results.analysis.analysis import Analysis
 from results.figures.data import data_csv, figure_data
-from results.store import samples
+from results.store import origin, samples
 from results.store.files import os_errors, read_bounded, refuse_link
 from results.store.folder import RunFolder
 from results.store.records import SCHEMA, Record, agree, mean_ranked
@@ -91,8 +91,10 @@ def verify(analysis: Analysis) -> Report:
     """
     folder, problems = analysis.folder, analysis.problems
     cells = [_read(folder, record) for record in analysis.records]
+    impostor = origin.complaint(folder.manifest)
     points = [
         Checked("lines of records.jsonl", len(cells) + len(problems), tuple(problems)),
+        Checked("the suite is what its name says", 1, (impostor,) if impostor else ()),
         _point("cells that were asked for", cells, lambda cell: _not_asked(folder, cell.record)),
         _point("hashes of records", cells, lambda cell: _record_hash(cell.record)),
         _point("hashes of samples", cells, _samples_hash),
@@ -258,6 +260,8 @@ def _notes(folder: RunFolder, cells: Sequence[_Cell]) -> Iterator[str]:
     keys = {cell.record.key for cell in cells}
     if folder.manifest.rehearsal:
         yield "a rehearsal: made-up data or checkpoints, no number is a result"
+    if folder.manifest.suite_sha256 is None and folder.manifest.suite in origin.known():
+        yield f"what its suite reads is not told, so it is {folder.manifest.suite} by name alone"
     if missing := [cell for cell in folder.manifest.cells if cell.key not in keys]:
         yield f"{len(missing)} of {len(folder.manifest.cells)} cells that were asked for are not run"
     if loose := sum(not cell.record.pinned for cell in cells):

@@ -25,6 +25,7 @@ from results.analysis.stats import NORMAL_95, standard_error
 from results.paper import ledger
 from results.paper.claims import Verdict, judge
 from results.paper.findings import FLOOR, READINGS
+from results.store import origin
 from results.store.records import Manifest, TaskResult
 
 _PRINTED = 0.05
@@ -64,9 +65,14 @@ class BesidePaper:
     verdicts: tuple[Verdict, ...]
 
     @property
+    def suite(self) -> str:
+        """The bundled suite that the run is of, or rehearses; empty where it is of none."""
+        return suite_of(self.manifest)
+
+    @property
     def is_the_papers(self) -> bool:
         """Whether the paper has numbers on the run's suite."""
-        return self.manifest.suite in ledger.suites()
+        return self.suite in ledger.suites()
 
     @property
     def marks(self) -> list[str]:
@@ -76,12 +82,29 @@ class BesidePaper:
             marks.append(
                 "REHEARSAL: made-up stand-ins took the place of checkpoints or data; no number is a result."
             )
-        if not self.is_the_papers:
+        if self.is_the_papers:
+            return marks
+        if self.manifest.suite in ledger.suites():
+            marks.append(
+                f"Not known to be the paper's suite: it is called {self.manifest.suite}, and "
+                + (
+                    "these results do not tell what their suite reads"
+                    if self.manifest.suite_sha256 is None
+                    else "reads other tasks, data, models or prompts"
+                )
+                + ". No number of the paper stands beside it."
+            )
+        else:
             marks.append(
                 f"Not the paper's suite: the abstract gives no number on {self.manifest.suite}. The claims "
                 "are tested on it all the same; the verdicts say nothing about the paper's own numbers."
             )
         return marks
+
+
+def suite_of(manifest: Manifest) -> str:
+    """The bundled suite that a run is of, by what it reads; of a rehearsal by name; empty for none."""
+    return manifest.suite if manifest.rehearsal else origin.suite_of(manifest.suite_sha256) or ""
 
 
 def compare(analysis: Analysis) -> BesidePaper:
@@ -107,8 +130,9 @@ def tolerance(suite: str, tasks: dict[str, TaskResult]) -> float:
 
 
 def _headline_lines(analysis: Analysis) -> Iterator[Line]:
+    suite = suite_of(analysis.manifest)
     for entry in ledger.headlines():
-        if entry.suite != analysis.manifest.suite:
+        if entry.suite != suite:
             continue
         methods = {entry.baseline: entry.baseline_value, **dict.fromkeys(READINGS, entry.epmq_value)}
         for merge in _merges(analysis, entry):
@@ -135,7 +159,7 @@ def _is_method(group: Group, method: str, merge: str | None, bits: int) -> bool:
 
 
 def _bound_lines(analysis: Analysis) -> Iterator[Line]:
-    suite = analysis.manifest.suite
+    suite = suite_of(analysis.manifest)
     for quantity, entries in ledger.repeats(suite).items():
         newest = entries[0]
         name = quantity.method if quantity.scale is None else f"{quantity.method} {quantity.scale:g}"
@@ -176,10 +200,11 @@ def fields(beside: BesidePaper) -> dict[str, object]:
     return {
         "suite": manifest.suite,
         "suite_version": manifest.suite_version,
+        "suite_sha256": manifest.suite_sha256,
         "rehearsal": manifest.rehearsal,
         "the_papers_suite": beside.is_the_papers,
         "paper": ledger.paper().model_dump(),
-        "disagreement": ledger.disagreement(manifest.suite),
+        "disagreement": ledger.disagreement(beside.suite),
         "lines": [asdict(line) for line in beside.lines],
         "claims": [
             {

@@ -17,6 +17,7 @@ from results.paper.findings import (
     reaching,
     reading_of,
 )
+from results.store import origin
 from results.store.records import Record
 
 
@@ -34,8 +35,9 @@ def gain(analysis: Analysis) -> Iterator[Finding]:
 
 def headline(record: Record) -> ledger.Headline | None:
     """The abstract's numbers for a cell's suite, merge and bits, if it gives any."""
+    suite = origin.suite_of(record.suite_sha256)
     for entry in ledger.headlines():
-        if (entry.suite, entry.bits) == (record.suite, record.bits) and entry.merge in (None, record.merge):
+        if (entry.suite, entry.bits) == (suite, record.bits) and entry.merge in (None, record.merge):
             return entry
     return None
 

@@ -32,7 +32,7 @@ def _parts(beside: BesidePaper) -> Iterator[str]:
     if bounds := bounds_table(beside):
         yield f"## Published full-precision bounds\n\n{markdown(bounds)}"
     if beside.lines:
-        known = ledger.disagreement(manifest.suite)
+        known = ledger.disagreement(beside.suite)
         yield (
             "A match agrees to 0.05 points; within noise is up to the tolerance: the largest of 0.5 points, "
             f"the known disagreement between public full-precision reproductions ({known:.2f} on this suite) "

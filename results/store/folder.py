@@ -177,6 +177,8 @@ class RunFolder:
         record = Record.from_json(line)
         if (record.suite, record.suite_version) != (self.manifest.suite, self.manifest.suite_version):
             raise UserError(_foreign(record, self.manifest))
+        if read_apart(record, self.manifest):
+            raise UserError("is of a suite that reads other tasks, data, models or prompts than the folder's")
         return record
 
 
@@ -187,6 +189,11 @@ def _lines(file: BinaryIO) -> Iterator[bytes]:
         while len(rest) > _MAX_LINE and not rest.endswith(b"\n"):
             rest = file.readline(_MAX_LINE + 1)
         yield line
+
+
+def read_apart(one: Record | Manifest, other: Record | Manifest) -> bool:
+    """Whether both tell what their suite reads, and it is not the same."""
+    return None not in (both := {one.suite_sha256, other.suite_sha256}) and len(both) > 1
 
 
 def _foreign(record: Record, manifest: Manifest) -> str:
@@ -259,3 +266,8 @@ def _may_be_extended(path: Path, stored: Manifest, asked: Manifest) -> None:
         kinds = {True: "a rehearsal", False: "results"}
         held, asked_for = kinds[stored.rehearsal], kinds[asked.rehearsal]
         raise UserError(f"{path}: holds {held}, asked for {asked_for}; choose another --out")
+    if read_apart(stored, asked):
+        raise UserError(
+            f"{path}: its results come from another {stored.suite}, which reads other tasks, data, models or "
+            "prompts; choose another --out"
+        )

@@ -77,6 +77,7 @@ class _Model(BaseModel):
 
 class _Versioned(_Model):
     schema_version: Literal[3] = Field(default=SCHEMA, alias="schema")
+    suite_sha256: Sha256 | None = None
 
     def to_json(self) -> str:
         """The model as one line of JSON with sorted keys, without a line break."""
@@ -85,7 +86,7 @@ class _Versioned(_Model):
 
     def _absent(self) -> set[str]:
         """Fields that came later and are left out where they say nothing, so that older digests hold."""
-        return set()
+        return {"suite_sha256"} if self.suite_sha256 is None else set()
 
     @classmethod
     def from_json(cls, data: bytes) -> Self:
@@ -207,8 +208,10 @@ class Record(_Versioned):
     ``average`` is the unweighted mean of the tasks' values, ``average_ranked`` that of the ranked scores of
     the tasks that have one (None without any), ``normalised`` the mean over tasks of the value divided by the
     expert's value. Times are seconds by phase, sizes are bytes. ``pinned``: every checkpoint
-    and data set behind it is named by its hash or commit. ``samples_sha256`` is the hash of the file of
-    samples, ``record_sha256`` that of the record itself (see ``digest``); None before it is in a folder.
+    and data set behind it is named by its hash or commit. ``suite_sha256`` is the hash of what the suite
+    reads (see ``results.store.origin``), None in records that do not tell. ``samples_sha256`` is the hash of
+    the file of samples, ``record_sha256`` that of the record itself (see ``digest``); None before it is in a
+    folder.
     """
 
     key: Key
@@ -241,7 +244,7 @@ class Record(_Versioned):
     record_sha256: Sha256 | None = None
 
     def _absent(self) -> set[str]:
-        return set() if self.refinements else {"refinements"}
+        return super()._absent() | (set() if self.refinements else {"refinements"})
 
     @model_validator(mode="after")
     def _average_is_the_mean(self) -> Self:
@@ -307,6 +310,7 @@ class Manifest(_Versioned):
 
     ``asked`` holds the command's options; its optional entry ``cells`` lists every cell that was asked for.
     ``rehearsal``: made-up data or checkpoints stood in for the suite's, so that no number is a result.
+    ``suite_sha256`` is the hash of what the suite reads, None in manifests that do not tell.
     """
 
     suite: Name

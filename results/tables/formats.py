@@ -85,6 +85,7 @@ _LATEX = {
     ">": "{>}",
     **{mark: f"\\{mark}" for mark in "&%$#_"},
 }
+_NUMBER = re.compile(r"[+-]?\d+(\.\d*)?(e[+-]?\d+)?")
 _MINUS = re.compile(r"(?<!\w)-(?=\d)")
 
 
@@ -123,12 +124,21 @@ def html(table: Table) -> str:
 
 
 def csv_text(names: Sequence[str], rows: Sequence[Mapping[str, object]]) -> str:
-    """The rows as CSV with a heading; None is an empty cell."""
+    """The rows as CSV with a heading; None is an empty cell.
+
+    A text that a spreadsheet would take for a formula has an apostrophe before it; numbers have none.
+    """
     text = io.StringIO()
     writer = csv.DictWriter(text, names, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
+    writer.writerow({name: _no_formula(name) for name in names})
+    writer.writerows({name: _no_formula(value) for name, value in row.items()} for row in rows)
     return text.getvalue()
+
+
+def _no_formula(value: object) -> object:
+    if not isinstance(value, str) or not value.lstrip().startswith(("=", "+", "-", "@")):
+        return value
+    return value if _NUMBER.fullmatch(value) else f"'{value}"
 
 
 def json_text(value: object) -> str:

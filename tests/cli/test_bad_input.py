@@ -27,7 +27,10 @@ pytestmark = pytest.mark.usefixtures("nothing_is_computed")
         (["--merge", "task-arithmetics"], ["merge 'task-arithmetics' is unknown", "'task-arithmetic'"]),
         (["--target", "expertt"], ["target 'expertt' is unknown", "did you mean 'expert'"]),
         (["--controls", "zeroshot"], ["control 'zeroshot' is unknown", "did you mean 'zero-shot'"]),
-        (["--comparison", "defualt"], ["comparison 'defualt' is unknown in tiny", "did you mean 'default'"]),
+        (
+            ["--comparison", "defualt"],
+            ["comparison 'defualt' is unknown in local", "did you mean 'default'"],
+        ),
         (["--bits", "1"], ["bits 1 is out of range; give 2 to 8"]),
         (["--bits", "4", "9"], ["bits 9 is out of range; give 2 to 8"]),
         (["--bits", "four"], ["--bits: invalid int value: 'four'", "epmq run --help"]),
@@ -137,7 +140,7 @@ def test_suite_files_that_are_no_suite(tmp_path: Path, capsys: Output, content: 
 
 def manifest(folder: Path, **changes: Any) -> None:
     """A started results folder of the tiny suite."""
-    described = {"schema": SCHEMA, "suite": "tiny", "suite_version": 1, "created": "2026-01-01"}
+    described = {"schema": SCHEMA, "suite": "local/tiny", "suite_version": 1, "created": "2026-01-01"}
     folder.mkdir()
     (folder / "manifest.json").write_text(json.dumps(described | changes))
 
@@ -145,8 +148,8 @@ def manifest(folder: Path, **changes: Any) -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"suite": "other"}, ["holds results of other version 1, asked for tiny version 1"]),
-        ({"suite_version": 2}, ["holds results of tiny version 2, asked for tiny version 1"]),
+        ({"suite": "other"}, ["holds results of other version 1, asked for local/tiny version 1"]),
+        ({"suite_version": 2}, ["holds results of local/tiny version 2, asked for local/tiny version 1"]),
         ({"schema": SCHEMA + 1}, ["manifest.json: schema"]),
         (
             {"schema": 1},

@@ -176,7 +176,11 @@ def on_a_gpu(path: Path) -> None:
         (drop_gptq, "methods are in the results", "names 'gptq', no record is of that method; there are rtn"),
         (drop_gptq, "every cell is there", "task-arithmetic gptq merged 4 "),
         (lambda x: (x / "records.jsonl").write_bytes(b"{}\n"), "every cell is there", "records.jsonl:1: "),
-        (lambda x: edit_manifest(x, suite_version=2), "the suite's present version", "is of tiny version 2"),
+        (
+            lambda x: edit_manifest(x, suite_version=2),
+            "the suite's present version",
+            "is of local/tiny version 2",
+        ),
         (
             lambda x: edit_manifest(x, revisions={"suite": "0"}),
             "the suite's present version",
@@ -191,7 +195,7 @@ def on_a_gpu(path: Path) -> None:
             "methods can be imported",
             "rounding 'theirs' of 'gptq' is not registered here; add its",
         ),
-        (on_a_gpu, "methods on tiny", "2 cells are not of the CPU in float32"),
+        (on_a_gpu, "methods on local/tiny", "2 cells are not of the CPU in float32"),
     ],
     ids=[
         "method",
@@ -234,9 +238,9 @@ def test_a_folder_of_another_suite_is_judged_by_the_embedded_one_beside_it(
     drop_gptq(copy.with_name("ours-tiny"))
     edit_manifest(copy, suite="another")
     lines = (copy / "records.jsonl").read_bytes()
-    (copy / "records.jsonl").write_bytes(lines.replace(b'"suite":"tiny"', b'"suite":"another"'))
+    (copy / "records.jsonl").write_bytes(lines.replace(b'"suite":"local/tiny"', b'"suite":"another"'))
     found = failed(judge(copy, tiny.suite))
-    assert found["methods on tiny"] == "ours-tiny: has no cell of 'gptq'; run it there too"
+    assert found["methods on local/tiny"] == "ours-tiny: has no cell of 'gptq'; run it there too"
     assert found["the suite's present version"] == "ours: is of another, which is no suite of epmq here"
     assert found["every cell is there"].startswith("ours-tiny: task-arithmetic gptq merged 4 ")
 

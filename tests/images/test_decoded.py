@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +17,7 @@ from datasets import Dataset
 from numpy.typing import NDArray
 from PIL import Image
 
-from benchmarks.images.decoded import CHUNK, Images, decoded
+from benchmarks.images.decoded import CHUNK, HASHES, PIXELS, Images, decoded
 from benchmarks.images.preprocess import Preprocess
 from epmq.errors import UserError
 
@@ -85,8 +89,8 @@ def test_an_interrupted_set_goes_on_with_its_unfinished_chunk(
     data: Dataset, pixels: NDArray[np.uint8], tmp_path: Path, lost: int
 ) -> None:
     folder = decode(data, tmp_path).folder
-    lines = (folder / "chunks.jsonl").read_text().splitlines(keepends=True)
-    (folder / "chunks.jsonl").write_text(lines[0] + lines[1][:4])  # the kill came while a line was written
+    lines = (folder / HASHES).read_text().splitlines(keepends=True)
+    (folder / HASHES).write_text(lines[0] + lines[1][:4])  # the kill came while a line was written
     written = (folder / "images.u8").read_bytes()
     (folder / "images.u8").write_bytes(written[: 2 * CHUNK * 12 + lost] if lost < 1000 else written)
     geometry = Halved()
@@ -102,19 +106,94 @@ def flip(file: Path, position: int) -> None:
 
 
 @pytest.mark.parametrize("position", [0, 2 * CHUNK * 12 + 5, -1])
-def test_a_changed_pixel_is_found_on_reading(data: Dataset, tmp_path: Path, position: int) -> None:
+def test_a_changed_pixel_is_decoded_again(
+    data: Dataset, pixels: NDArray[np.uint8], tmp_path: Path, position: int
+) -> None:
     folder = decode(data, tmp_path).folder
-    flip(folder / "images.u8", position)
-    with pytest.raises(UserError, match=r"decoded images are damaged \(chunk \d\); delete the folder"):
-        decode(data, tmp_path).all()
+    flip(folder / PIXELS, position)
+    geometry = Halved()
+    assert np.array_equal(decode(data, tmp_path, geometry).all().numpy(), expected(pixels))
+    assert geometry.calls <= 1 + CHUNK, "the chunk that was damaged, and one sample for its shape"
+    again = Halved()
+    decode(data, tmp_path, again).all()
+    assert again.calls == 1, "what was decoded again is on the disk"
 
 
-def test_a_cut_file_is_found_on_reading(data: Dataset, tmp_path: Path) -> None:
+def cut(folder: Path) -> None:
+    (folder / PIXELS).write_bytes((folder / PIXELS).read_bytes()[:-7])
+
+
+def no_pixels(folder: Path) -> None:
+    (folder / PIXELS).unlink()
+
+
+def nonsense(folder: Path) -> None:
+    (folder / HASHES).write_bytes(b"\xff{]\n" * 3)
+
+
+def other_hashes(folder: Path) -> None:
+    lines = (folder / HASHES).read_text().splitlines()
+    (folder / HASHES).write_text("".join(f"{line}\n" for line in reversed(lines)))
+
+
+def too_many_hashes(folder: Path) -> None:
+    (folder / HASHES).write_text((folder / HASHES).read_text() * 5)
+
+
+@pytest.mark.parametrize("damage", [cut, no_pixels, nonsense, other_hashes, too_many_hashes])
+def test_a_damaged_set_is_made_again(
+    data: Dataset, pixels: NDArray[np.uint8], tmp_path: Path, damage: Callable[[Path], None]
+) -> None:
+    damage(decode(data, tmp_path).folder)
+    assert np.array_equal(decode(data, tmp_path).all().numpy(), expected(pixels))
+    assert np.array_equal(decode(data, tmp_path).all().numpy(), expected(pixels))
+
+
+@pytest.mark.parametrize("name", [PIXELS, HASHES, "lock", ""])
+def test_a_link_is_never_written_through(
+    data: Dataset, pixels: NDArray[np.uint8], tmp_path: Path, name: str
+) -> None:
+    (tmp_path / "cache").mkdir()
+    folder = decode(data, tmp_path / "cache").folder
+    target = tmp_path / "target"
+    if name:
+        (folder / name).unlink()
+        target.write_text("mine")
+    else:
+        folder.rename(tmp_path / "away")
+        target.mkdir()
+    (folder / name).symlink_to(target)
+    if name == "lock":
+        with pytest.raises(UserError, match="the cache cannot be used there"):
+            decode(data, tmp_path / "cache")
+    else:
+        assert np.array_equal(decode(data, tmp_path / "cache").all().numpy(), expected(pixels))
+    assert target.read_text() == "mine" if name else list(target.iterdir()) == []
+
+
+def test_a_file_in_place_of_the_folder_is_one_line(data: Dataset, tmp_path: Path) -> None:
     folder = decode(data, tmp_path).folder
-    content = (folder / "images.u8").read_bytes()
-    (folder / "images.u8").write_bytes(content[:-7])
-    with pytest.raises(UserError, match="decoded images are damaged"):
-        decode(data, tmp_path).all()
+    shutil.rmtree(folder)
+    folder.touch()
+    with pytest.raises(UserError, match=r"the cache cannot be used there \(File exists\); free some space"):
+        decode(data, tmp_path)
+
+
+def test_a_folder_in_place_of_a_file_is_one_line(data: Dataset, tmp_path: Path) -> None:
+    folder = decode(data, tmp_path).folder
+    (folder / PIXELS).unlink()
+    (folder / PIXELS).mkdir()
+    with pytest.raises(UserError, match="the cache cannot be used there"):
+        decode(data, tmp_path)
+
+
+def test_a_full_disk_is_one_line(data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(UserError, match=r"No space left on device\); free some space"):
+        decode(data, tmp_path)
 
 
 def test_other_revisions_rows_or_preprocessing_are_other_sets(data: Dataset, tmp_path: Path) -> None:

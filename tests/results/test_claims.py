@@ -29,7 +29,7 @@ from tests.fixtures.claims import (
     sized,
     verdicts,
 )
-from tests.fixtures.records import make_cell, make_correct, make_folder, make_record
+from tests.fixtures.records import make_cell, make_correct, make_folder, make_record, read_by
 
 
 def test_an_empty_run_has_no_verdict(tmp_path: Path) -> None:
@@ -98,7 +98,7 @@ def test_several_seeds_are_one_finding(tmp_path: Path) -> None:
 
 
 def test_on_the_papers_suite_the_size_counts_too(tmp_path: Path) -> None:
-    suite = {"suite": "clip-vit-b32-8"}
+    suite = {"suite": "clip-vit-b32-8", "suite_sha256": read_by("clip-vit-b32-8")}
     named: dict[str, Any] = {**suite, "merge": "task-arithmetic"}
     entry = headline(make_cell("x", **named)[0])
     assert entry is not None
@@ -115,7 +115,7 @@ def test_on_the_papers_suite_the_size_counts_too(tmp_path: Path) -> None:
 
 
 def test_c1_needs_one_merge_where_the_abstract_names_none(tmp_path: Path) -> None:
-    suite = {"suite": "clip-vit-l14-20"}
+    suite = {"suite": "clip-vit-l14-20", "suite_sha256": read_by("clip-vit-l14-20")}
     cells = []
     for merge, plain, ours in (("task-arithmetic", 0.35, 0.77), ("ties", 0.7, 0.75)):
         named: dict[str, Any] = {**suite, "merge": merge}

@@ -17,7 +17,7 @@ from results.analysis.analysis import Analysis
 from results.paper.compare import BesidePaper, Line, compare, status, tolerance
 from results.paper.text import FORMATS, to_markdown
 from results.store.records import Record, TaskResult
-from tests.fixtures.records import Correct, command, make_cell, make_folder, make_record
+from tests.fixtures.records import Correct, command, make_cell, make_folder, make_record, read_by
 
 B32 = "clip-vit-b32-8"
 TASKS = ("sun397", "stanford-cars", "resisc45", "eurosat", "svhn", "gtsrb", "mnist", "dtd")
@@ -48,7 +48,8 @@ def epmq(name: str, accuracy: float, **changes: Any) -> Cell:
 
 
 def compared(path: Path, *cells: Cell, suite: str = B32, **manifest: Any) -> BesidePaper:
-    return compare(Analysis(make_folder(path, *cells, suite=suite, **manifest)))
+    told = {"suite": suite, "suite_sha256": read_by(suite), **manifest}
+    return compare(Analysis(make_folder(path, *cells, **told)))
 
 
 def line(comparison: BesidePaper, method: str, merge: str | None = "task-arithmetic") -> Line:

@@ -55,6 +55,7 @@ def test_a_whole_folder_passes_and_says_what_was_looked_at(tmp_path: Path) -> No
     assert not report.failed
     assert {point.what: point.checked for point in report.points} == {
         "lines of records.jsonl": 2,
+        "the suite is what its name says": 1,
         "cells that were asked for": 2,
         "hashes of records": 2,
         "hashes of samples": 2,

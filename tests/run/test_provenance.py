@@ -27,8 +27,9 @@ def reworded(suite: dict[str, Any]) -> None:
 
 
 def other_column(suite: dict[str, Any]) -> None:
-    suite["tasks"][0]["dataset"]["eval_split"] = "train"
-    suite["tasks"][0]["dataset"]["eval_size"] = suite["tasks"][0]["dataset"]["train_size"]
+    spec = suite["tasks"][0]["dataset"]
+    spec |= {"train_split": "test", "eval_split": "train"}
+    spec |= {"train_size": spec["eval_size"], "eval_size": spec["train_size"]}
 
 
 @pytest.mark.parametrize("edit", [reworded, other_column])
@@ -85,7 +86,9 @@ def test_a_folder_of_another_suite_version_is_refused_before_models_are_opened(
     before = snapshot(tmp_path / "out")
     monkeypatch.setattr(runner, "open_workbench", lambda *_: pytest.fail("models were opened"))
     newer = tiny.suite.model_copy(update={"version": 2})
-    with pytest.raises(UserError, match="holds results of tiny version 1, asked for tiny version 2"):
+    with pytest.raises(
+        UserError, match="holds results of local/tiny version 1, asked for local/tiny version 2"
+    ):
         run(newer, few(), tmp_path / "out", {})
     assert snapshot(tmp_path / "out") == before
 

@@ -27,11 +27,20 @@ ASKED = Request(
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """Two workers' worth of CPUs on this machine."""
-    ray = pytest.importorskip("ray")
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, configure_logging=False)
-    yield ray
-    ray.shutdown()
+    """Two workers' worth of CPUs on this machine; a busy one may need several tries to start them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_gcs_server_request_timeout_seconds", "900")
+        ray = pytest.importorskip("ray")
+        for tries_left in range(4, -1, -1):
+            try:
+                ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, configure_logging=False)
+                break
+            except Exception:  # Ray's own deadlines for its processes raise many kinds
+                ray.shutdown()
+                if not tries_left:
+                    raise
+        yield ray
+        ray.shutdown()
 
 
 def untimed(record: Record) -> Record:

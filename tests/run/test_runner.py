@@ -66,7 +66,7 @@ def test_records_say_what_was_computed(finished: RunFolder) -> None:
     uncalibrated = ("zero-shot", "experts", "merged", "expert-linears")
     for record in finished.records():
         quantised = record.bits is not None
-        assert (record.suite, record.suite_version, record.seed) == ("tiny", 1, 0)
+        assert (record.suite, record.suite_version, record.seed) == ("local/tiny", 1, 0)
         assert {task: result.samples for task, result in record.tasks.items()} == dict.fromkeys(TASKS, TEST)
         assert record.seconds.keys() >= {"evaluate"}
         parted = record.method == "featcal"  # the last block's queries

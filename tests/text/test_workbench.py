@@ -131,7 +131,7 @@ def test_the_same_request_again_computes_nothing(
 
 
 def test_a_suite_of_images_has_no_decoder(tiny: TinySuite, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="--decoder 'start' changes nothing in tiny"):
+    with pytest.raises(UserError, match="--decoder 'start' changes nothing in local/tiny"):
         run(tiny.suite, few(decoder="start"), tmp_path, {})
 
 
@@ -335,7 +335,10 @@ def shallow_expert(described: dict[str, Any], folder: Path) -> None:
 @pytest.mark.parametrize(
     ("edit", "said"),
     [
-        (decoder_only, "describes a decoder-only model (gpt2), the suite tiny-text needs encoder-decoder"),
+        (
+            decoder_only,
+            "describes a decoder-only model (gpt2), the suite local/tiny-text needs encoder-decoder",
+        ),
         (
             long_tokenizer,
             "the tokenizer has 94 tokens, the model's embedding 85 rows; give the model its own",
