@@ -52,10 +52,12 @@ def _parser() -> argparse.ArgumentParser:
 
 def _list(options: argparse.Namespace) -> int:
     import baselines
+    from baselines import refinements
     from baselines.controls import CONTROLS
     from baselines.recipes import familiar
     from epmq.merging import known
 
+    refined = refinements.names()
     roundings = [baselines.get(name) for name in baselines.names()]
     methods = [{"name": r.name, "summary": r.summary, "reference": r.reference} for r in roundings]
     methods += [{"name": r.name, "summary": r.summary, "reference": r.reference} for r in familiar().values()]
@@ -73,6 +75,7 @@ def _list(options: argparse.Namespace) -> int:
             "merges": [{"name": n, "summary": _first_line(f.__doc__)} for n, f in known().items()],
             **listed,
             "controls": [{"name": r.name, "summary": r.summary} for r in CONTROLS.values()],
+            "refinements": [{"name": r.name, "summary": r.summary} for r in map(refinements.get, refined)],
         }
     print(json.dumps(listed, indent=2) if options.json else _as_text(listed))
     return 0

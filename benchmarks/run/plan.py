@@ -5,16 +5,18 @@ What is not known is said to be unknown; estimates stand beside their assumption
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import torch
 from huggingface_hub import try_to_load_from_cache
 from tabulate import tabulate
 
-from benchmarks.run.cells import Cell
+from benchmarks.run.cells import Cell, Refining
+from benchmarks.run.refining import SHARED
 from benchmarks.sources import hub, lock, resolve
 from benchmarks.sources.hub import Kind
 from benchmarks.sources.lock import Lock
@@ -24,6 +26,7 @@ from benchmarks.suites.towers import TextTowerSpec, TowerSpec
 from benchmarks.workbench.machine import Machine
 from epmq.calibration import Calibration
 from epmq.errors import UserError
+from epmq.refinement.descent import MEASURED
 
 PROBE_SECONDS = 1.0
 GATHERS = (
@@ -95,13 +98,14 @@ class Plan:
 
     def _memory(self, tower: TowerSpec | TextTowerSpec) -> list[str]:
         images = max((c.samples or 0 for c in self.cells), default=0) * len(self.suite.tasks)
+        refined = max((refinement_bytes(each, tower) for each in _refinings(self.cells)), default=0)
         streams = max((_streams(each) for c in self.cells for each in c.passes), default=0)
         hidden = streams * images * tower.tokens * tower.width * 4
         models = 4 * tower.parameters * (2 if any(c.merge for c in self.cells) else 1)
         return [
             "memory",
-            size(models + hidden),
-            f"models {size(models)}, hidden states {size(hidden)}; at least",
+            size(models + max(hidden, refined)),
+            f"models {size(models)}, hidden states {size(hidden)}, refinement {size(refined)}; at least",
         ]
 
     def _time(self, tower: TowerSpec | TextTowerSpec) -> list[list[str]]:
@@ -110,6 +114,8 @@ class Plan:
             "evaluation": len(self.cells) * self._test_samples * tower.flops,
             "calibration": sum(_calibration_flops(cell, tower, tasks) for cell in self.cells),
         }
+        if any(_refinings(self.cells)):
+            work["refinement"] = _refinement_flops(self.cells, tower, tasks)
         return [
             *(
                 [f"time, {name}", duration(flops / self.rate), f"{flops:.2g} operations; at least"]
@@ -192,6 +198,39 @@ def _calibration_flops(cell: Cell, tower: TowerSpec | TextTowerSpec, tasks: int)
     grams = tower.layers * 2 * tower.tokens * inputs
     per_image = sum(_streams(c) * ((GATHERS + 1) * tower.flops + grams) for c in cell.passes)
     return tasks * (cell.samples or 0) * per_image
+
+
+def _refinings(cells: Sequence[Cell]) -> list[Refining]:
+    return [each for cell in cells for each in (cell.before, cell.after) if each is not None]
+
+
+def _refinement_flops(cells: Sequence[Cell], tower: TowerSpec | TextTowerSpec, tasks: int) -> int:
+    """Passes both ways, the experts' outputs and the held-out losses; a shared start counts once."""
+    starts = {}
+    total = 0
+    for cell in cells:
+        for refining in (cell.before, cell.after):
+            if refining is None or cell.samples is None:
+                continue
+            budget = refining.budget
+            passes = budget.steps * budget.batch * (4 if budget.checkpointing else 3)
+            measured = (MEASURED + 1) * budget.split("", cell.samples)[1]
+            flops = tasks * (passes + measured + cell.samples) * tower.flops
+            if refining is cell.before:
+                shared = {name: part for name, part in asdict(cell).items() if name in SHARED}
+                starts[json.dumps(shared, sort_keys=True)] = flops
+            else:
+                total += flops
+    return total + sum(starts.values())
+
+
+def refinement_bytes(refining: Refining, tower: TowerSpec | TextTowerSpec) -> int:
+    """Gradients, Adam's two moments, the state that is kept and a part's activations, in float32."""
+    budget = refining.budget
+    inside = 8 * tower.width + 3 * tower.mlp_width  # of a token in a block: what the backward pass reads
+    kept = tower.width + inside / tower.layers if budget.checkpointing else inside
+    samples = budget.batch // budget.accumulate
+    return 4 * 4 * tower.parameters + int(4 * samples * tower.layers * tower.tokens * kept)
 
 
 def _rate(machine: Machine) -> float:

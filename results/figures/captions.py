@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final, Literal, NamedTuple
 
-Kind = Literal["bits", "recovery", "tasks", "deviations", "anchor", "search"]
+Kind = Literal["bits", "recovery", "pareto", "curves", "tasks", "deviations", "anchor", "search"]
 
 
 class Words(NamedTuple):
@@ -32,6 +32,24 @@ WORDS: Final[dict[Kind, Words]] = {
         "the merged model, the gap taken as known ({samples}). A triangle at the left edge: below it, at "
         "the number beside.",
         "Recovery of {count} methods by merge and bits. The numbers are in the comparison table.",
+    ),
+    "pareto": Words(
+        "What accuracy costs: {bits} bits",
+        "Average {score} in percent against the seconds that making the model took (merging, calibration, "
+        "rounding, refinement; the mean over draws, logarithmic), at {bits} bits, with rows in full "
+        "precision that methods of this kind start from; bars are 95 % intervals of the test samples "
+        "({samples}). Line: the frontier, which no cheaper row reaches. Filled markers: expert target; "
+        "hollow: merged target and controls. Seconds are of the machine that is told of below.",
+        "Average {score} of {count} methods and controls against seconds at {bits} bits. The numbers are in "
+        "the figure's CSV file.",
+    ),
+    "curves": Words(
+        "How refinements went, on samples that no gradient saw",
+        "Held-out loss by step: the squared distance of unit-norm features to those of the task's expert "
+        "(images), or the divergence of the answer's tokens in nats (text), the mean over tasks, on the "
+        "calibration samples that were held out; logarithmic. A marker: the state that was kept. First draw "
+        "of each row.",
+        "Held-out losses of {count} refinements by step. The numbers are in the figure's CSV file.",
     ),
     "tasks": Words(
         "Task by task: {merge}, {bits} bits",

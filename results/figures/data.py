@@ -13,6 +13,7 @@ from typing import Final
 from results.analysis.analysis import Analysis
 from results.analysis.rows import Row
 from results.analysis.stats import NORMAL_95
+from results.figures import spent
 from results.figures.captions import WORDS, Kind
 from results.store.folder import RunFolder
 from results.store.records import Record
@@ -49,7 +50,8 @@ def figure_data(analysis: Analysis) -> list[FigureData]:
     """
     rows = [row for row in analysis.rows if row.records]
     label = _labels(rows)
-    figures = [*_accuracy(rows, label), *_recovery(analysis, rows, label), *_tasks(rows, label)]
+    figures = [*_accuracy(rows, label), *_recovery(analysis, rows, label), *_efforts(rows, label)]
+    figures += _tasks(rows, label)
     figures = [replace(data, places=_places(rows, label)) for data in [*figures, *_deviations(rows, label)]]
     figures += [*_anchors(rows, label), *_search(analysis.folder)]
     ending = f" {REHEARSAL.capitalize()}." if analysis.manifest.rehearsal else ""
@@ -160,6 +162,17 @@ def _recovery(analysis: Analysis, rows: Sequence[Row], label: Callable[[Row], st
         )
     if points:
         yield _figure("recovery", "recovery", points, rows)
+
+
+def _efforts(rows: Sequence[Row], label: Callable[[Row], str]) -> Iterator[FigureData]:
+    """Where a row was refined: what accuracy costs, bits by bits, and how the refinements went."""
+    refined = [row for row in rows if row.records[0].refinements]
+    for bits in sorted({row.bits for row in refined if row.bits is not None}, reverse=True):
+        shown = [row for row in rows if row.bits == bits or (row.bits is None and row in refined)]
+        points = spent.costs(shown, label, _role)
+        yield _figure("pareto", f"pareto-{bits}-bit", points, shown, bits=bits)
+    if refined:
+        yield _figure("curves", "curves", spent.curves(refined, label, _role), refined)
 
 
 def _tasks(rows: Sequence[Row], label: Callable[[Row], str]) -> Iterator[FigureData]:

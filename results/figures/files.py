@@ -13,7 +13,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from results.analysis.analysis import Analysis
-from results.figures import averages, bars, lines
+from results.figures import averages, bars, efforts, lines
 from results.figures.captions import Kind
 from results.figures.data import FigureData, data_csv, figure_data
 from results.figures.style import RC
@@ -23,6 +23,8 @@ _DPI: Final = 160
 DRAW: Final[dict[Kind, Callable[[FigureData], Figure]]] = {
     "bits": averages.accuracy,
     "recovery": averages.recovery,
+    "pareto": efforts.pareto,
+    "curves": efforts.curves,
     "tasks": bars.tasks,
     "deviations": lines.deviations,
     "anchor": lines.anchor,

@@ -34,6 +34,9 @@ FEWER = {  # for time; between them, both merges
     ],
 }
 
+REFINED = ("clip-vit-b32-8", "flan-t5-base-glue8")  # one of images, one of text
+STEPS = ["--samples", "8", "--refine-steps", "2", "--refine-batch", "2"]
+
 
 def main() -> None:
     """Plan, pin, run and compare each suite, and run a causal model; parts go side by side."""
@@ -93,6 +96,10 @@ def rehearse(suite: Path, out: Path, given: list[str], env: Mapping[str, str]) -
     epmq("run", str(suite), *given, "--plan", env=env)
     epmq("pin", str(suite), env=env)
     epmq("run", str(suite), *given, "--out", str(out), env=env)
+    if suite.stem in REFINED:
+        rows = ["--merge", "ties", "--method", "epmq-features-tuned", "--controls", "distilled-gptq"]
+        refined = ["--comparison", "refined", *rows, *STEPS]
+        epmq("run", str(suite), *refined, *given[:2], "--out", str(out), env=env)
     epmq("table", str(out), "--save", env=env)
     epmq("compare", str(out), env=env)
 
@@ -101,8 +108,10 @@ def rehearse_lm(out: Path, bits: list[str], env: Mapping[str, str]) -> None:
     """A causal language model with two experts, one of them an adapter, on two tasks of GLUE."""
     tasks = write_lm_tasks(out / "tasks", LM_TASKS)
     models = ["--base", LLAMA, "--expert", f"{LLAMA}-a", f"{LLAMA}-b"]
-    given = [*models, "--tasks", *map(str, tasks), "--samples", str(TRAIN), "--bits", *bits]
-    epmq("run", "lm", *given, "--out", str(out / "lm"), env=env)
+    given = [*models, "--tasks", *map(str, tasks), "--bits", *bits]
+    epmq("run", "lm", *given, "--samples", str(TRAIN), "--out", str(out / "lm"), env=env)
+    refined = ["--merge", "ties", "--method", "gptq-tuned", "epmq-qat", "--controls", *STEPS]
+    epmq("run", "lm", *given, *refined, "--out", str(out / "lm"), env=env)
     epmq("table", str(out / "lm"), "--save", env=env)
 
 

@@ -25,7 +25,7 @@ from results.figures.data import FigureData, data_csv, figure_data
 from results.figures.files import DRAW, drawings, drawn, save
 from results.figures.style import COLOURS, adaptive, floor_of, spread
 from results.store.folder import RunFolder
-from results.store.records import LayerResult, Record
+from results.store.records import LayerResult, Record, RefinementPoint, RefinementResult
 from tests.fixtures.records import Correct, make_cell, make_folder, make_key
 
 
@@ -75,6 +75,58 @@ def test_a_study_fills_every_figure(tmp_path: Path) -> None:
         *("accuracy-bits", "recovery", "tasks-ties-4-bit", "tasks-ties-3-bit"),
         *("deviations-ties-4-bit", "deviations-ties-3-bit", "anchor"),
     ]
+
+
+def refined(path: Path) -> RunFolder:
+    """Two rows that were refined, one of them from a start that it shares with a row in full precision."""
+
+    def curve(best: int, *losses: float) -> RefinementResult:
+        points = tuple(RefinementPoint(step=10 * i, held_out=loss) for i, loss in enumerate(losses))
+        return RefinementResult(points=points, best=best, seconds=5.0)
+
+    start, after = curve(20, 0.9, 0.5, 0.3), curve(10, 0.4, 0.3, 0.35)
+    return make_folder(
+        path,
+        control("experts", 0.9, merge=None),
+        control("merged", 0.5),
+        method("gptq", 0.5, seconds={"calibrate": 1.0, "evaluate": 90.0}),
+        method("slow", 0.45, seconds={"calibrate": 3.0}),
+        control("distilled", 0.7, refinements={"before": start}, seconds={"refine": 5.0}),
+        method(
+            "distilled-qat",
+            0.8,
+            refinements={"before": start, "after": after},
+            seconds={"refine": 9.0, "calibrate": 1.0},
+        ),
+    )
+
+
+def test_what_accuracy_costs_has_a_frontier_of_what_nothing_cheaper_reaches(tmp_path: Path) -> None:
+    points = by_name(refined(tmp_path))["pareto-4-bit"].points
+    found = [(point["label"], point["seconds"], point["frontier"]) for point in points]
+    assert found == [("gptq", 1.0, 1), ("slow", 3.0, 0), ("distilled", 5.0, 1), ("distilled-qat", 10.0, 1)]
+
+
+def test_curves_show_held_out_losses_and_a_shared_start_once(tmp_path: Path) -> None:
+    points = by_name(refined(tmp_path))["curves"].points
+    series = [(point["label"], point["step"], point["held_out"], point["kept"]) for point in points]
+    assert series == [
+        *(("distilled", 0, 0.9, 0), ("distilled", 10, 0.5, 0), ("distilled", 20, 0.3, 1)),
+        *(("distilled-qat, 4 bits", 0, 0.4, 0), ("distilled-qat, 4 bits", 10, 0.3, 1)),
+        ("distilled-qat, 4 bits", 20, 0.35, 0),
+    ]
+
+
+def test_rows_that_were_not_refined_have_no_figure_of_effort(tmp_path: Path) -> None:
+    assert not {"pareto-4-bit", "curves"} & by_name(study(tmp_path)).keys()
+
+
+@pytest.mark.parametrize("name", ["pareto-4-bit", "curves"])
+def test_figures_of_effort_are_drawn(tmp_path: Path, name: str) -> None:
+    data = by_name(refined(tmp_path))[name]
+    picture = drawn(data, "svg").decode()
+    assert all(str(point["label"]) in picture for point in data.points)
+    assert drawn(data, "svg").decode() == picture
 
 
 def test_accuracy_has_normal_intervals_of_the_standard_error(tmp_path: Path) -> None:

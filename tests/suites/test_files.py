@@ -69,7 +69,9 @@ def test_the_default_comparison_is_the_papers_with_every_control_and_ablation(na
     assert options["merge"] == ["task-arithmetic", "ties"]
     assert options["bits"] == [4, 3]
     assert options["samples"] == [256]
-    assert set(options["controls"]) == set(CONTROLS)
+    refined = suites.options(suites.load(name), "refined")
+    assert set(options["controls"]) == {n for n, recipe in CONTROLS.items() if recipe.before is None}
+    assert set(options["controls"]) | set(refined["controls"]) == set(CONTROLS)
     assert {"rtn", "gptq", "awq", "epmq", "epmq-rtn", "epmq-awq", "epmq-features"} <= set(options["method"])
     assert {"epmq-no-anchor", "epmq-features-no-anchor"} <= set(options["method"])
     assert len(expand(Request(**options))) == 68
