@@ -83,7 +83,7 @@ class Trials:
 
     def find(self, merge: str, calibration: Calibration) -> dict[str, Any] | None:
         """The row of a setting."""
-        wanted = {"merge": merge, **asdict(calibration)}
+        wanted = {"merge": merge, **calibration.recorded}
         return next((row for row in self.rows if row.items() >= wanted.items()), None)
 
     def mean(self, calibration: Calibration) -> float:
@@ -137,7 +137,7 @@ def search(workbench: Workbench, bits: int, samples: int, file: Path) -> Trials:
                 for _ in walk(tower, own, inputs, calibration, gptq):
                     pass
                 found = distance(workbench, tower, held, experts)
-                trials.rows.append({"merge": merge, "bits": bits, **asdict(calibration), "distance": found})
+                trials.rows.append({"merge": merge, "bits": bits, **calibration.recorded, "distance": found})
                 with replacing(file) as temporary:
                     temporary.write_text(json.dumps(trials.rows, indent=1) + "\n")
 

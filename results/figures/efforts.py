@@ -29,8 +29,8 @@ def pareto(data: FigureData) -> Figure:
     figure, axes = panels(len(merges), 3.2, right=1.86, left=0.5)
     series = Series(data.places)
     for ax, (merge, points) in zip(axes, merges.items(), strict=True):
-        shown = numbers(points, "average", 100)
-        ax.set_ylim(*padded(floor_of(shown), max(shown), 0.06, 0.07))
+        low, high = floor_of(numbers(points, "average", 100)), max(numbers(points, "high", 100))
+        ax.set_ylim(*padded(low, high, 0.06, 0.04))
         ax.set_xscale("log")
         ends = []
         for point in points:

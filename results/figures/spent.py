@@ -56,7 +56,7 @@ def curves(rows: Sequence[Row], label: Label, role: Role) -> list[Point]:
             if place == "before" and losses in shared:
                 continue
             shared.add(losses)
-            name = label(row) if row.bits is None else f"{label(row)}, {row.bits} bits"
+            name = label(row) if row.bits is None else f"{label(row)}, {row.bits}-bit"
             for step, loss in losses:
                 points.append(
                     {

@@ -123,7 +123,8 @@ def test_every_listed_method_has_a_summary_and_a_reference(capsys: Output) -> No
 
 
 @pytest.mark.parametrize(
-    ("pattern", "expected"), [("gptq*", {"gptq"}), ("rtn", {"rtn"}), ("*tn", {"rtn", "epmq-rtn"})]
+    ("pattern", "expected"),
+    [("gptq*", {"gptq", "gptq-tuned"}), ("rtn", {"rtn"}), ("*tn", {"rtn", "epmq-rtn"})],
 )
 def test_list_takes_patterns(pattern: str, expected: set[str], capsys: Output) -> None:
     found = listed(capsys, pattern)

@@ -112,8 +112,8 @@ def test_curves_show_held_out_losses_and_a_shared_start_once(tmp_path: Path) -> 
     series = [(point["label"], point["step"], point["held_out"], point["kept"]) for point in points]
     assert series == [
         *(("distilled", 0, 0.9, 0), ("distilled", 10, 0.5, 0), ("distilled", 20, 0.3, 1)),
-        *(("distilled-qat, 4 bits", 0, 0.4, 0), ("distilled-qat, 4 bits", 10, 0.3, 1)),
-        ("distilled-qat, 4 bits", 20, 0.35, 0),
+        *(("distilled-qat, 4-bit", 0, 0.4, 0), ("distilled-qat, 4-bit", 10, 0.3, 1)),
+        ("distilled-qat, 4-bit", 20, 0.35, 0),
     ]
 
 
