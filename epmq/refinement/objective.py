@@ -95,8 +95,11 @@ class AnswerDivergence:
         return {"share": likely.values, "token": likely.indices, "counts": answer_positions(batch)}
 
     def distance(self, output: Tensor, taught: Mapping[str, Tensor], batch: Any) -> Tensor:
-        """In nats, the mean over the answer's positions, ``(n,)``."""
-        share, token, counts = taught["share"], taught["token"], taught["counts"].float()
+        """In nats, the mean over the answer's positions, ``(n,)``.
+
+        Samples may have been padded to more positions when they were taught than they are here.
+        """
+        share, token, counts = (taught[name][:, : output.shape[1]] for name in ("share", "token", "counts"))
         logs = output.float().log_softmax(-1).gather(-1, token)
         rest, others = _rest(share), _rest(logs.exp())
         # torch.special.xlogy(p, p / q) without its infinite slope where p is 0

@@ -368,6 +368,17 @@ def test_divergence_is_that_of_the_whole_distributions_where_all_is_kept() -> No
     torch.testing.assert_close(same, torch.zeros(5), atol=1e-6, rtol=0)
 
 
+def test_divergence_does_not_depend_on_how_far_a_sample_was_padded() -> None:
+    generator = torch.Generator().manual_seed(0)
+    expert, model = (torch.randn(2, 5, 7, generator=generator) for _ in range(2))
+    counts = torch.tensor([[True, True, False, False, False], [True, True, True, True, True]])
+    objective = AnswerDivergence(3)
+    taught = objective.teach(expert, [], {"answer_mask": counts})
+    padded = objective.distance(model, taught, {})
+    short = objective.distance(model[:1, :2], {name: x[:1] for name, x in taught.items()}, {})
+    torch.testing.assert_close(short, padded[:1])
+
+
 def test_rows_of_padded_batches_come_back_as_they_were() -> None:
     one = {
         "input_ids": torch.tensor([[5, 6, 1, 0], [7, 1, 0, 0]]),
