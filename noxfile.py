@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import nox
@@ -56,6 +57,14 @@ def tests(session: nox.Session) -> None:
 
 
 @nox.session
+def kills(session: nox.Session) -> None:
+    """Kill runs at 50 random moments each, where `tests` does so at a few; arguments go to pytest."""
+    install(session, "test")
+    files = [str(file) for file in sorted(Path("tests").rglob("test_kill.py"))]
+    session.run("pytest", "-n", "0", *files, *session.posargs, env={"EPMQ_KILLS": "50"})
+
+
+@nox.session
 def lint(session: nox.Session) -> None:
     """Check style, format and types."""
     install(session, "test", "lint", "browser")
@@ -77,11 +86,17 @@ def docs(session: nox.Session) -> None:
 def regression(session: nox.Session) -> None:
     """Run the fixed part of both embedded suites and compare it with the committed golden runs."""
     install(session, "lm")
-    for suite in ("micro-clip-8", "micro-glue-8"):
-        out = Path(session.create_tmp()) / suite
-        shutil.rmtree(out, ignore_errors=True)
-        session.run("epmq", "run", suite, "--comparison", "regression", "--out", str(out))
-        session.run("epmq", "check", str(out), "--golden", str(GOLDEN), *session.posargs)
+    session.env["OMP_NUM_THREADS"] = "1"  # the suites run side by side
+    work = Path(session.create_tmp())
+    shutil.rmtree(work, ignore_errors=True)
+
+    def run(suite: str) -> None:
+        asked = ["--comparison", "regression", "--out", str(work / suite)]
+        session.run("epmq", "run", suite, *asked)
+        session.run("epmq", "check", str(work / suite), "--golden", str(GOLDEN), *session.posargs)
+
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(run, ("micro-clip-8", "micro-glue-8")))
 
 
 @nox.session

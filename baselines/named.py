@@ -15,5 +15,5 @@ def named() -> dict[str, Method]:
     return found | {
         name: Method(get(recipe.rounding), partial(recipe.passes[-1].calibration, rounded=True))
         for name, recipe in familiar().items()
-        if recipe.rounding is not None and recipe.after is None
+        if recipe.rounding is not None and recipe.after is None and recipe.search is None
     }

@@ -84,6 +84,36 @@ class EndToEnd:
 
 
 @dataclass(frozen=True)
+class Search:
+    """What is chosen on calibration samples that are held out, one after the other, each among a few values.
+
+    Whoever runs it may fix any of them. First come options of the merge, by how far the merged model in full
+    precision is from the experts, then axes of the passes, by how far the row's own model is.
+
+    Attributes:
+        merge: values of options; those that a merge does not have are left out.
+        axes: values of axes of :class:`epmq.calibration.Calibration`.
+        held_out: share of every task's samples that chooses; the others calibrate what it chooses from.
+    """
+
+    merge: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    axes: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    held_out: float = 0.2
+
+    def without(self, names: Iterable[str]) -> Search:
+        """What is left where some are fixed."""
+        fixed = set(names)
+        merge, axes = ({n: v for n, v in each.items() if n not in fixed} for each in (self.merge, self.axes))
+        return Search(merge, axes, self.held_out)
+
+    @property
+    def recorded(self) -> dict[str, str | float]:
+        """The grid as records have it, flat."""
+        grid = {**self.merge, **self.axes}
+        return {n: " ".join(map(str, values)) for n, values in grid.items()} | {"held_out": self.held_out}
+
+
+@dataclass(frozen=True)
 class Recipe:
     """A named row of a comparison.
 
@@ -92,6 +122,7 @@ class Recipe:
         rounding: the registered rounding of the last pass; ``None`` leaves full precision behind too.
         start: the registered merge that the first pass begins from, or ``"base"`` for the base model;
             ``None`` is the merge that is asked for.
+        search: what of the merge and of the passes is chosen on held-out calibration samples.
         before: a refinement of the start, in full precision, before the first pass.
         after: a refinement of what the last pass leaves.
         own: what every task has of its own expert: ``"nothing"``, its ``"linears"`` in the start's shell, or
@@ -104,6 +135,7 @@ class Recipe:
     passes: tuple[Pass, ...] = ()
     rounding: str | None = None
     start: str | None = None
+    search: Search | None = None
     before: EndToEnd | None = None
     after: EndToEnd | None = None
     own: Literal["nothing", "linears", "all"] = "nothing"
@@ -126,6 +158,16 @@ TUNED = EndToEnd("tuned", {"steps": 200, "learning_rate": 0.003})
 DISTILLED = EndToEnd("trained", {"steps": 1000})
 THROUGH = EndToEnd("trained", {"steps": 200})
 GPTQ = Pass("merged")
+# Both readings and what is between them, from the defaults on.
+AUTO = Search(
+    {"scale": (0.05, 0.1, 0.2, 0.3, 0.4, 0.6, 1.0)},
+    {
+        "anchor": (1e-4, 1e-3, 1e-2, 1e-1),
+        "mixing": (0.0, 0.5, 0.75, 1.0),
+        "task_weight": ("uniform", "frobenius"),
+    },
+)
+BETWEEN = Pass("expert", {}, FEATURES, reading="features")
 FAMILIAR = {
     recipe.name: recipe
     for recipe in (
@@ -137,6 +179,13 @@ FAMILIAR = {
         Recipe("epmq-no-anchor", "ablation: reading A, no anchor", (NO_ANCHOR_A,), "gptq"),
         Recipe("epmq-features", "E-PMQ, reading B (experts' own features), GPTQ", (READING_B,), "gptq"),
         Recipe("epmq-features-no-anchor", "ablation: reading B, no anchor", (NO_ANCHOR_B,), "gptq"),
+        Recipe(
+            "epmq-auto",
+            "E-PMQ, GPTQ; merge factor, anchor, mixing, task weight chosen on held-out calibration samples",
+            (BETWEEN,),
+            "gptq",
+            search=AUTO,
+        ),
         Recipe("gptq-tuned", "GPTQ, then scales, biases and norms tuned", (GPTQ,), "gptq", after=TUNED),
         Recipe("epmq-tuned", "epmq, then scales, biases and norms tuned", (READING_A,), "gptq", after=TUNED),
         Recipe(

@@ -12,7 +12,7 @@ from typing import Any
 
 from baselines import refinements
 from baselines.controls import CONTROLS
-from baselines.recipes import Recipe, resolve
+from baselines.recipes import Recipe, Search, resolve
 from baselines.registry import get
 from epmq.calibration import Calibration, Target
 from epmq.errors import UserError, choose
@@ -52,8 +52,9 @@ class Cell:
 
     ``start`` is a merge by name, or ``"base"``; ``own`` is what every task has of its own expert besides. Of
     the ``passes`` all but the last put their centre in place in full precision; so does the last where
-    ``rounding`` is ``None``. ``before`` refines the start, ``after`` what the last pass leaves. ``decoder``
-    is what a language model's calibration reads besides the prompts; ``None`` without one.
+    ``rounding`` is ``None``. ``before`` refines the start, ``after`` what the last pass leaves. ``search``
+    says which options and axes are no more than where a choice begins. ``decoder`` is what a language model's
+    calibration reads besides the prompts; ``None`` without one.
     """
 
     method: str
@@ -69,6 +70,7 @@ class Cell:
     decoder: str | None = None
     before: Refining | None = None
     after: Refining | None = None
+    search: Search | None = None
 
     @property
     def merge(self) -> str | None:
@@ -86,6 +88,8 @@ class Cell:
         for prefix, refining in (("before", self.before), ("after", self.after)):
             if refining is not None:
                 parts |= {f"{prefix}.{name}": value for name, value in refining.axes.items()}
+        if self.search is not None:
+            parts |= {f"search.{name}": value for name, value in self.search.recorded.items()}
         return parts if self.spec is None else parts | asdict(self.spec)
 
     @property
@@ -114,7 +118,11 @@ class Cell:
         """
         passes = [each.recorded for each in self.passes]
         described = {**asdict(self), "passes": passes, "context": context}
-        for name in ("before", "after"):  # a cell without refinement has the key that it had without these
+        for name in (
+            "before",
+            "after",
+            "search",
+        ):  # cells without have the keys of before
             if described[name] is None:
                 del described[name]
         return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:16]
@@ -205,6 +213,8 @@ def _cells(request: Request, recipe: Recipe, start: str, bits: int | None) -> It
         for each, exact in ((recipe.before, True), (recipe.after, recipe.rounding is None))
     )
     calibrated = passes or before or after
+    given = {name for each in (request.calibration, *request.merge_options) for name in each}
+    search = recipe.search and recipe.search.without(given)
     draws = list(product(request.samples, request.seeds)) if calibrated else [(None, 0)]
     for options, (samples, seed) in product(_options(request, start), draws):
         yield Cell(
@@ -221,6 +231,7 @@ def _cells(request: Request, recipe: Recipe, start: str, bits: int | None) -> It
             decoder=request.decoder if calibrated else None,
             before=before,
             after=after,
+            search=search,
         )
 
 

@@ -10,17 +10,16 @@ from dataclasses import replace
 
 from tqdm.auto import tqdm
 
-import baselines
-from benchmarks.run import refining
+from benchmarks.run import choosing, refining, solvers
 from benchmarks.run.cells import BASE, Cell
 from benchmarks.run.outcome import Outcome
 from benchmarks.workbench.base import Workbench
 from epmq.calibration import Calibration
-from epmq.layer.spec import QuantSpec
 from epmq.layer.weight import QuantizedWeight
 from epmq.models.layers import layer_groups
 from epmq.models.tower import Tower
-from epmq.walk import Solver, centre, refuse_unfit, walk
+from epmq.refinement.budget import Budget
+from epmq.walk import Solver, refuse_unfit, walk
 
 
 def refuse_impossible(workbench: Workbench, cell: Cell) -> None:
@@ -31,6 +30,8 @@ def refuse_impossible(workbench: Workbench, cell: Cell) -> None:
             for each in (cell.before, cell.after):
                 if each is not None:
                     each.budget.split(task.task, cell.samples)
+            if cell.search is not None:
+                Budget(held_out=cell.search.held_out).split(task.task, cell.samples)
     for calibration in cell.passes:
         refuse_unfit(workbench.tower, calibration, workbench.models.base)
         for part, group in layer_groups(workbench.tower, calibration.layers).values():
@@ -96,24 +97,18 @@ def _model(workbench: Workbench, cell: Cell, outcome: Outcome) -> Tower:
     """What the cell starts from, calibrated and rounded."""
     if cell.start == BASE:
         return workbench.tower.load_all(workbench.models.base)
+    if cell.search is not None:
+        cell = choosing.chosen(workbench, cell, outcome)
     with outcome.timed("merge"):
         tower = workbench.merged(cell.start, cell.merge_options)
     if cell.before is not None:
         refining.start(workbench, cell, tower, outcome)
     quantised: dict[str, QuantizedWeight] = {}
-    for number, calibration in enumerate(cell.passes, 1):
-        solve: Solver = centre
-        if number == len(cell.passes) and cell.rounding is not None and cell.spec is not None:
-            solve = solver(baselines.get(cell.rounding), cell.spec)
+    for calibration, solve in solvers.passes(cell):
         quantised = _walk(workbench, cell, tower, calibration, solve, outcome)
     if cell.after is not None:
         refining.end(workbench, cell, tower, quantised, outcome)
     return tower
-
-
-def solver(rounding: baselines.Baseline, spec: QuantSpec) -> Solver:
-    """A walk's solver that rounds every layer the same way."""
-    return lambda problem: rounding(problem, spec)
 
 
 def _walk(

@@ -6,13 +6,30 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from benchmarks.workbench.base import Answers
 from epmq.refinement.descent import Curve
 from epmq.walk import LayerReport
 
 Place = Literal["before", "after"]  # of a refinement: the first pass, the last pass
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A setting that was tried, its held-out distance (None where it is no number), and what it took."""
+
+    setting: dict[str, Any]
+    held_out: float | None
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The setting that was chosen, and all that were tried."""
+
+    setting: dict[str, Any]
+    trials: list[Trial]
 
 
 @dataclass
@@ -23,6 +40,7 @@ class Outcome:
         answers: per task, what the model said and what is right.
         seconds: by phase. Cells that are evaluated together share the time of their pass evenly.
         curves: of each refinement, ``"before"`` or ``"after"``, how its loss went.
+        choice: what was chosen on held-out calibration samples, where anything was.
         peak_memory: resident bytes of the process so far (it never falls from one cell to the next).
     """
 
@@ -30,6 +48,7 @@ class Outcome:
     seconds: dict[str, float] = field(default_factory=dict)
     layers: list[LayerReport] = field(default_factory=list)
     curves: dict[Place, Curve] = field(default_factory=dict)
+    choice: Choice | None = None
     warnings: set[str] = field(default_factory=set)
     peak_memory: int = 0
 

@@ -197,7 +197,11 @@ def _calibration_flops(cell: Cell, tower: TowerSpec | TextTowerSpec, tasks: int)
     inputs = 3 * tower.width**2 + tower.mlp_width**2  # sides of a block's Gram matrices, squared
     grams = tower.layers * 2 * tower.tokens * inputs
     per_image = sum(_streams(c) * ((GATHERS + 1) * tower.flops + grams) for c in cell.passes)
-    return tasks * (cell.samples or 0) * per_image
+    walks = 1.0
+    if cell.search is not None:  # every value of an axis but the one that stands, on what is not held out
+        tried = 1 + sum(len(values) - 1 for values in cell.search.axes.values())
+        walks += tried * (1 - cell.search.held_out)
+    return int(tasks * (cell.samples or 0) * per_image * walks)
 
 
 def _refinings(cells: Sequence[Cell]) -> list[Refining]:

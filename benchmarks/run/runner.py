@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from results.store.records import (
     Record,
     RefinementPoint,
     RefinementResult,
+    SearchResult,
     TaskResult,
     mean_ranked,
 )
@@ -142,6 +143,7 @@ def record(workbench: Workbench, cell: Cell, done: Outcome, experts: Record | No
         normalised=normalised(values, experts.tasks) if experts else None,
         layers=tuple(_layer(x) for x in done.layers),
         refinements={place: _curve(x) for place, x in done.curves.items()},
+        search=None if done.choice is None else SearchResult(**asdict(done.choice)),
         seconds=done.seconds,
         peak_memory_bytes=done.peak_memory,
         packed_bytes=(sum(bits) + 7) // 8 if bits else None,

@@ -25,8 +25,8 @@ from tqdm.auto import tqdm
 
 import baselines
 from baselines.recipes import FEATURES, Reading
-from benchmarks.run.compute import solver
 from benchmarks.run.executors import open_workbench
+from benchmarks.run.solvers import solver
 from benchmarks.suites import load as suites
 from benchmarks.workbench.base import Workbench
 from epmq.calibration import Calibration

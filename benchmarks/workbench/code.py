@@ -37,7 +37,9 @@ COMPUTING = (  # what a cell depends on besides its rounding: files, and folders
     "benchmarks/workbench/machine.py",
     "benchmarks/workbench/merged.py",
     "benchmarks/run/compute.py",
+    "benchmarks/run/choosing.py",
     "benchmarks/run/refining.py",
+    "benchmarks/run/solvers.py",
     "results/store/samples.py",  # Spearman's rho
 )
 

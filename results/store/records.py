@@ -202,6 +202,24 @@ class RefinementResult(_Model):
     seconds: Seconds
 
 
+class SearchTrial(_Model):
+    """A setting that was tried and its model's distance to the experts on held-out calibration samples.
+
+    ``held_out`` is None where the distance was no number.
+    """
+
+    setting: dict[Name, Axis]
+    held_out: Real | None = None
+    seconds: Seconds
+
+
+class SearchResult(_Model):
+    """What a search on held-out calibration samples chose, and all that it tried."""
+
+    setting: dict[Name, Axis]
+    trials: Annotated[tuple[SearchTrial, ...], Field(min_length=1)]
+
+
 class Record(_Versioned):
     """One cell of a comparison. ``key`` is the hash of everything that can change its numbers.
 
@@ -235,6 +253,7 @@ class Record(_Versioned):
     normalised: Real | None = None
     layers: tuple[LayerResult, ...] = ()
     refinements: dict[Literal["before", "after"], RefinementResult] = {}
+    search: SearchResult | None = None
     seconds: dict[Name, Seconds] = {}
     peak_memory_bytes: NotNegative
     packed_bytes: NotNegative | None = None
@@ -244,7 +263,8 @@ class Record(_Versioned):
     record_sha256: Sha256 | None = None
 
     def _absent(self) -> set[str]:
-        return super()._absent() | (set() if self.refinements else {"refinements"})
+        parts = {"refinements": self.refinements, "search": self.search}
+        return super()._absent() | {name for name, part in parts.items() if not part}
 
     @model_validator(mode="after")
     def _average_is_the_mean(self) -> Self:

@@ -79,7 +79,17 @@ def _cell_columns(rows: Sequence[Row]) -> list[Column]:
     ]
     if any(len(row.records) > 1 for row in rows):
         found.append(_number("seed_count", "seeds", "cell", lambda row: len(row.records) or None, "d"))
+    if any(record.search for row in rows for record in row.records):
+        found.append(
+            Column("chosen", "cell", _chosen, lambda row: {"chosen": _chosen(row).plain}, lambda row: None)
+        )
     return found
+
+
+def _chosen(row: Row) -> Text:
+    """What a search chose on held-out calibration samples; of several draws every different choice."""
+    found = [", ".join(f"{n} {v}" for n, v in r.search.setting.items()) for r in row.records if r.search]
+    return Text(" | ".join(dict.fromkeys(found)))
 
 
 def _identity(row: Row) -> Fields:

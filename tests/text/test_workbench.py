@@ -18,8 +18,8 @@ from transformers import AutoTokenizer, GPT2Config, T5ForConditionalGeneration
 
 import baselines
 from benchmarks.run.cells import Request
-from benchmarks.run.compute import solver
 from benchmarks.run.runner import run
+from benchmarks.run.solvers import solver
 from benchmarks.suites import load as suites
 from benchmarks.text.workbench import TextWorkbench
 from benchmarks.workbench.base import Setting
