@@ -64,6 +64,22 @@ def kills(session: nox.Session) -> None:
     session.run("pytest", "-n", "0", *files, *session.posargs, env={"EPMQ_KILLS": "50"})
 
 
+@nox.session(python=["3.11", "3.12", "3.13", "3.14"])
+def wheel(session: nox.Session) -> None:
+    """Build the wheel, install it outside the checkout, and list, run, table and report with it."""
+    work = Path(session.create_tmp()).absolute()
+    shutil.rmtree(work, ignore_errors=True)
+    session.run("uv", "build", "--wheel", "--out-dir", str(work), external=True)
+    session.install("--prerelease=disallow", *map(str, work.glob("*.whl")))
+    session.env.update(OFFLINE)
+    session.chdir(work)
+    session.run("epmq", "list")
+    asked = ["--merge", "ties", "--method", "gptq", "epmq-features", "--bits", "4", "--samples", "16"]
+    session.run("epmq", "run", "micro-clip-8", *asked, "--controls", "experts", "--out", "out")
+    for command in (["table", "out", "--save"], ["report", "out"], ["verify", "out"]):
+        session.run("epmq", *command)
+
+
 @nox.session
 def lint(session: nox.Session) -> None:
     """Check style, format and types."""
