@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from benchmarks.suites import splits
 from benchmarks.suites.strict import Count, Line, Names, OwnedName, PlainName, Strict
 from benchmarks.suites.towers import TextTowerSpec, TowerSpec
 from epmq.errors import nearest
@@ -37,11 +38,10 @@ class DatasetSpec(Strict):
 
     @model_validator(mode="after")
     def _splits_differ(self) -> DatasetSpec:
-        train, test = (split.partition("[") for split in (self.train_split, self.eval_split))
-        if train[0] == test[0] and ("" in (train[2], test[2]) or train[2] == test[2]):
+        if splits.share(self.train_split, self.eval_split):
             raise ValueError(
-                f"train_split {self.train_split!r} and eval_split {self.eval_split!r} share samples; "
-                "calibrate on others than are evaluated"
+                f"train_split {self.train_split!r} and eval_split {self.eval_split!r} share samples, or "
+                "their slices cannot be compared; calibrate on others than are evaluated, slices in the same unit"
             )
         return self
 
