@@ -41,7 +41,7 @@ class DatasetSpec(Strict):
         if splits.share(self.train_split, self.eval_split):
             raise ValueError(
                 f"train_split {self.train_split!r} and eval_split {self.eval_split!r} share samples, or "
-                "their slices cannot be compared; calibrate on others than are evaluated, slices in the same unit"
+                "their slices cannot be compared; calibrate on others than are evaluated, in one unit"
             )
         return self
 
