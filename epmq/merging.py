@@ -7,6 +7,7 @@ floating point (an old ``position_ids`` buffer) are the base's. Semantics follow
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,6 +24,7 @@ Checkpoint: TypeAlias = "Mapping[str, Tensor]"
 Merge: TypeAlias = "Callable[..., Iterator[tuple[str, Tensor]]]"
 MERGES: dict[str, Merge] = {}
 CHECKS: dict[str, Callable[..., None]] = {}  # of options, by merge
+BUNDLED = ("epmq.merges.spectral", "epmq.merges.dropped")
 ENTRY_POINT_GROUP = "epmq.merges"  # of packages that add merging methods; the value names their module
 
 
@@ -46,6 +48,8 @@ def merge_method(name: str, *, check: Callable[..., None] | None = None) -> Call
 
 @cache
 def _discover() -> None:
+    for module in BUNDLED:
+        importlib.import_module(module)
     plugins.load(ENTRY_POINT_GROUP)
 
 

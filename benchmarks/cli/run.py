@@ -18,7 +18,13 @@ from benchmarks.suites import load as suites
 from epmq.errors import UserError
 from results.analysis.analysis import Analysis
 
-MERGE_OPTIONS = ("scale", "keep")
+MERGE_OPTIONS = {  # by name: the type and what it is
+    "scale": (float, "factors on the task vectors (each merge has its own)"),
+    "keep": (float, "TIES: shares of entries kept (0.2)"),
+    "common": (float, "Iso-CTS: shares of the rank that all tasks have in common (0.8)"),
+    "drop": (float, "DARE: shares of entries dropped (0.5)"),
+    "drop_seed": (int, "DARE: seeds of what is dropped (0)"),
+}
 
 
 def add_to(commands: Any) -> None:
@@ -70,8 +76,9 @@ def add_to(commands: Any) -> None:
         metavar="STR",
         help="text: calibration reads what the experts generate, the targets, or start alone (experts)",
     )
-    axes.add_argument("--scale", nargs="+", type=float, metavar="X", help="factors on the task vectors (0.3)")
-    axes.add_argument("--keep", nargs="+", type=float, metavar="X", help="TIES: shares of entries kept (0.2)")
+    for name, (kind, what) in MERGE_OPTIONS.items():
+        flag = f"--{name.replace('_', '-')}"
+        axes.add_argument(flag, nargs="+", type=kind, metavar="N" if kind is int else "X", help=what)
     run.set_defaults(command=_run)
 
 

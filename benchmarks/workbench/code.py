@@ -16,6 +16,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 MERGING = (
     "epmq/merging.py",
+    "epmq/merges",
     "epmq/checkpoints",
     "epmq/experts.py",
     "epmq/models",
