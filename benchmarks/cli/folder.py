@@ -9,6 +9,7 @@ from typing import Any
 
 import results.store
 from benchmarks.cli.paths import given_path
+from benchmarks.cli.screen import show
 from results.analysis.analysis import Analysis
 from results.judge.verify import verify
 from results.store.records import SCHEMA
@@ -31,11 +32,11 @@ def add_to(commands: Any) -> None:
 
 def _verify(options: argparse.Namespace) -> int:
     report = verify(Analysis.open(options.folder))
-    print(json.dumps(report.as_json(), indent=2) if options.json else report.render(), end="")
+    show(json.dumps(report.as_json(), indent=2) if options.json else report.render())
     return int(report.failed)
 
 
 def _schema(options: argparse.Namespace) -> int:
     file = SCHEMAS / f"{options.kind}-{SCHEMA}.schema.json"
-    print(file.read_text(encoding="utf-8"), end="")
+    show(file.read_text(encoding="utf-8"))
     return 0

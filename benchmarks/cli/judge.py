@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.cli.paths import given_path
+from benchmarks.cli.screen import show
 from benchmarks.cli.tables import report_problems
 from results.analysis.analysis import Analysis
 from results.judge import golden
@@ -52,7 +53,7 @@ def _check(options: argparse.Namespace) -> int:
     report_problems(analysis)
     if options.junit:
         _write(options.junit, junit(report, f"epmq check {analysis.manifest.suite}"))
-    print(json_text(report.as_json()) if options.json else report.render(), end="")
+    show(json_text(report.as_json()) if options.json else report.render())
     return int(report.failed)
 
 
@@ -76,7 +77,7 @@ def _update(options: argparse.Namespace) -> int:
     moved = entry["moved"]
     assert isinstance(moved, list)
     done = f"replaced; {len(moved)} quantities moved" if entry["replaced"] else "recorded"
-    print(f"{path}: {entry['cells']} golden cells {done}; the reason is in history.jsonl")
+    show(f"{path}: {entry['cells']} golden cells {done}; the reason is in history.jsonl\n")
     return 0
 
 
@@ -95,7 +96,7 @@ def _compare(options: argparse.Namespace) -> int:
     if options.out:
         _write(options.out, text.encode())
     else:
-        print(text, end="")
+        show(text)
     return 0
 
 

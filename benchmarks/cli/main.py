@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
@@ -11,6 +12,7 @@ from typing import NoReturn
 
 # What needs torch is imported by the commands that need it, for it takes seconds.
 from benchmarks.cli import folder, judge, pin, report, run, tables
+from benchmarks.cli.screen import one_line, show
 from benchmarks.suites import any_lm
 from benchmarks.suites import load as suites
 from epmq.errors import UserError
@@ -19,12 +21,17 @@ COMMANDS = (run, pin, tables, judge, report, folder)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit status: 0 done, 1 a regression was found, 2 bad input."""
+    """Entry point; returns the exit status: 0 done, 1 a regression was found, 2 bad input.
+
+    130 and 141 are those of an interrupted command, and of one whose output nobody reads on.
+    """
     try:
         options = _parser().parse_args(arguments)
         return int(options.command(options))
+    except BrokenPipeError:
+        return 128 + signal.SIGPIPE  # as a shell tells of a command that its reader left
     except UserError as error:
-        print("epmq: error:", *str(error).split(), file=sys.stderr)  # on one line, whatever it quotes
+        print("epmq: error:", one_line(str(error)), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(
@@ -77,7 +84,7 @@ def _list(options: argparse.Namespace) -> int:
             "controls": [{"name": r.name, "summary": r.summary} for r in CONTROLS.values()],
             "refinements": [{"name": r.name, "summary": r.summary} for r in map(refinements.get, refined)],
         }
-    print(json.dumps(listed, indent=2) if options.json else _as_text(listed))
+    show((json.dumps(listed, indent=2) if options.json else _as_text(listed)) + "\n")
     return 0
 
 

@@ -23,4 +23,4 @@ def given_path(text: str) -> Path:
 
 def home(text: str) -> str:
     """A name or a path; a path that begins with ``~`` as :func:`given_path`."""
-    return str(given_path(text)) if text.startswith("~") else text
+    return str(given_path(text)) if text.startswith("~") or "\0" in text else text

@@ -8,6 +8,7 @@ from typing import Any
 
 # What needs the hub's client is imported by the command itself, for it takes seconds.
 from benchmarks.cli.paths import given_path, home
+from benchmarks.cli.screen import show
 from benchmarks.suites import load as suites
 from epmq.errors import UserError
 
@@ -41,6 +42,6 @@ def _pin(options: argparse.Namespace) -> int:
     old = lock.read(path) if path.exists() else None
     new = pin.pin(suite, path)
     for line in pin.moved(old, new) if old else []:
-        print(line)
+        show(f"{line}\n")
     print(f"{len(new.models)} models and {len(new.datasets)} data sets are pinned in {path}", file=sys.stderr)
     return 0

@@ -13,6 +13,7 @@ from benchmarks.cli import lm
 
 # What needs torch is imported by the command itself, for it takes seconds.
 from benchmarks.cli.paths import given_path, home
+from benchmarks.cli.screen import show
 from benchmarks.cli.tables import report_problems
 from benchmarks.suites import load as suites
 from epmq.errors import UserError
@@ -25,6 +26,7 @@ MERGE_OPTIONS = {  # by name: the type and what it is
     "drop": (float, "DARE: shares of entries dropped (0.5)"),
     "drop_seed": (int, "DARE: seeds of what is dropped (0)"),
 }
+MOST_SEEDS = 1000  # draws of one command
 
 
 def add_to(commands: Any) -> None:
@@ -114,9 +116,7 @@ def _run(options: argparse.Namespace) -> int:
         raise UserError(
             "arguments are required: --out DIR, the results folder, or --plan; see 'epmq run --help'"
         )
-    for name in ("seeds", "together"):
-        if getattr(options, name) < 1:
-            raise UserError(f"--{name} {getattr(options, name)} is out of range; give 1 or more")
+    _refuse_out_of_range(options)
     from benchmarks.run.cells import Request, expand
     from benchmarks.run.executors import executor
     from benchmarks.run.plan import plan
@@ -136,7 +136,7 @@ def _run(options: argparse.Namespace) -> int:
     if options.plan:
         there = (options.lock or default_path(suite)).exists()
         lock = lock_for_run(suite, options.lock, unpinned=options.unpinned) if there else None
-        print(plan(suite, expand(request), lock, machine))
+        show(f"{plan(suite, expand(request), lock, machine)}\n")
         return 0
     execute = executor(options.executor)
     lock = lock_for_run(suite, options.lock, unpinned=options.unpinned)
@@ -152,6 +152,17 @@ def _run(options: argparse.Namespace) -> int:
         file=sys.stderr,
     )
     return 0
+
+
+def _refuse_out_of_range(options: argparse.Namespace) -> None:
+    """Refuse numbers that no machine could follow, before anything is made of them; raises UserError."""
+    for name in ("seeds", "together"):
+        if getattr(options, name) < 1:
+            raise UserError(f"--{name} {getattr(options, name)} is out of range; give 1 or more")
+    if options.seeds > MOST_SEEDS:
+        raise UserError(f"--seeds {options.seeds} is out of range; give 1 to {MOST_SEEDS}")
+    if options.workers is not None and options.workers < 0:
+        raise UserError(f"--workers {options.workers} is out of range; give 0 or more")
 
 
 def _crossed(options: dict[str, list[float]]) -> list[dict[str, float]]:

@@ -7,6 +7,7 @@ import sys
 from typing import Any
 
 from benchmarks.cli.paths import given_path
+from benchmarks.cli.screen import show
 from epmq.errors import UserError
 from results.analysis.analysis import Analysis
 from results.tables import diff as diffs
@@ -57,7 +58,7 @@ def _table(options: argparse.Namespace) -> int:
     analysis = Analysis.open(options.folder)
     text = render(analysis, options.format, selection)
     report_problems(analysis)
-    print(text, end="")
+    show(text)
     if options.save:
         print("saved: " + " ".join(str(path) for path in save(analysis)), file=sys.stderr)
     return 0
@@ -68,7 +69,7 @@ def _diff(options: argparse.Namespace) -> int:
     text = diffs.render(diffs.diff(before, after, options.task), options.format)
     for analysis in (before, after):
         report_problems(analysis)
-    print(text, end="")
+    show(text)
     return 0
 
 

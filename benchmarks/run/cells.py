@@ -26,6 +26,7 @@ DECODERS = {  # what calibration reads besides the prompts, in text suites
     "start": "an encoder-decoder's start token alone, or nothing (no label)",
 }
 BASE = "base"  # the start that is no merge
+LARGEST_SEED = 2**53  # every reader of JSON has whole numbers so far
 
 
 @dataclass(frozen=True)
@@ -163,6 +164,8 @@ def expand(request: Request) -> list[Cell]:
         choose("control", name, CONTROLS)
     if wrong := [seed for seed in request.seeds if seed < 0]:
         raise UserError(f"seed {wrong[0]} is negative; give 0 or more")
+    if wrong := [seed for seed in request.seeds if seed > LARGEST_SEED]:
+        raise UserError(f"seed {wrong[0]} is out of range; give 0 to {LARGEST_SEED}")
     methods = resolve(request.method, request.target)
     controls = [recipe for name, recipe in CONTROLS.items() if name in request.controls]
     cells = [cell for recipe in controls if recipe.start for cell in _of_bits(request, recipe, recipe.start)]

@@ -24,7 +24,7 @@ from epmq.calibration import Calibration
 from epmq.errors import UserError, nearest
 from epmq.layer.spec import QuantSpec
 from epmq.refinement.budget import Budget
-from results.store.files import read_bounded
+from results.store.files import read_followed
 
 MAX_BYTES = 1 << 24  # of a suite file
 
@@ -57,7 +57,7 @@ def _namespaced(suite: Suite) -> Suite:
 
 def _read(file: Path) -> Suite:
     try:
-        content = from_json(read_bounded(file.resolve(), MAX_BYTES), allow_inf_nan=False)
+        content = from_json(read_followed(file, MAX_BYTES), allow_inf_nan=False)
         kind = content.get("kind") if isinstance(content, dict) else None
         return FORMS.get(str(kind), ClipSuite).model_validate_json(json.dumps(content))
     except OSError as error:
@@ -103,11 +103,24 @@ def options(suite: Suite, comparison: str) -> dict[str, Any]:
         raise UserError(f"comparison {comparison!r} is unknown in {suite.name}{nearest(comparison, known)}")
     found = suite.comparisons[comparison].model_dump()
     axes = found.pop("axes")
-    if unknown := [name for name in axes if name not in {**CALIBRATION_AXES, **REFINEMENT_AXES, **SPEC_AXES}]:
+    known = {**CALIBRATION_AXES, **REFINEMENT_AXES, **SPEC_AXES}
+    if unknown := [name for name in axes if name not in known]:
         raise UserError(f"{suite.name}: comparison {comparison!r} sets {unknown[0]!r}, which is no axis")
+    if wrong := [name for name, value in axes.items() if not _is_like(value, known[name])]:
+        raise UserError(
+            f"{suite.name}: comparison {comparison!r} sets {wrong[0]!r} to {str(axes[wrong[0]])[:60]!r}, "
+            f"expected a value like {known[wrong[0]]!r}; correct the suite file"
+        )
     parts = {"calibration": CALIBRATION_AXES, "refinement": REFINEMENT_AXES, "spec": SPEC_AXES}
     split = {part: {n: v for n, v in axes.items() if n in names} for part, names in parts.items()}
     return {**found, **split, "chosen": suite.chosen}
+
+
+def _is_like(value: Any, default: Any) -> bool:
+    """Whether a value is of an axis's type, that of its default; without one it is a whole number or none."""
+    if default is None:
+        return value is None or type(value) is int
+    return type(value) in ((int, float) if isinstance(default, float) else (type(default),))
 
 
 def identity(suite: Suite, revisions: Mapping[str, Any] | None = None) -> str:

@@ -20,7 +20,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, mod
 from benchmarks.suites import templates
 from benchmarks.suites.strict import Count, Strict, first_complaint
 from epmq.errors import UserError
-from results.store.files import read_bounded
+from results.store.files import read_followed
 
 PROMPTS = Path(__file__).parent / "prompts"
 MAX_BYTES = 1 << 20  # of a task file
@@ -256,7 +256,7 @@ _Loader.add_constructor("!function", lambda _, node: str(node.value))
 
 def _content(file: Path) -> dict[str, Any]:
     try:
-        found = yaml.load(read_bounded(file.resolve(), MAX_BYTES), Loader=_Loader)
+        found = yaml.load(read_followed(file, MAX_BYTES), Loader=_Loader)
     except OSError as error:
         raise UserError(f"{file}: cannot read the task file: {error.strerror}; check the path") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # of a tag, a number, lists in lists

@@ -38,7 +38,7 @@ PlainName = Annotated[str, AfterValidator(_plain)]  # it becomes a part of files
 OwnedName = Annotated[str, AfterValidator(_plain_or_owned)]  # OWNER/NAME, or NAME
 Line = Annotated[str, AfterValidator(_one_line)]
 Names = Annotated[list[str], Field(min_length=1)]
-Count = Annotated[int, Field(ge=1, le=2**53)]
+Count = Annotated[int, Field(ge=1, le=2**53, strict=True)]
 # In place of pydantic's own words, where these say more.
 _EXPECTED = {"string_type": "expected a text in quotation marks", "model_type": "expected fields"}
 

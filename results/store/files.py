@@ -29,10 +29,15 @@ _REMEDY = {
 
 
 @contextlib.contextmanager
-def os_errors(path: Path, action: str) -> Iterator[None]:
-    """Turn an ``OSError`` inside the block into a ``UserError`` that says what could not be done."""
+def os_errors(path: Path | str, action: str) -> Iterator[None]:
+    """Turn an ``OSError`` inside the block into a ``UserError`` that says what could not be done.
+
+    A pipe that nobody reads is no error of the input, so a ``BrokenPipeError`` passes.
+    """
     try:
         yield
+    except BrokenPipeError:
+        raise
     except OSError as error:
         remedy = _REMEDY.get(error.errno or 0, "check the path or choose another folder")
         reason = "it is a link" if error.errno == errno.ELOOP else error.strerror or error
@@ -43,6 +48,11 @@ def refuse_link(path: Path) -> None:
     """Raise an ``OSError`` (ELOOP) where ``path`` is a symbolic link."""
     if path.is_symlink():
         raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+
+
+def read_followed(path: Path, limit: int) -> bytes:
+    """As :func:`read_bounded`, but through links: of a file that the user named, not a stranger's folder."""
+    return read_bounded(Path(os.path.realpath(path)), limit)
 
 
 def read_bounded(path: Path, limit: int) -> bytes:
