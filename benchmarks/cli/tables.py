@@ -57,10 +57,11 @@ def _table(options: argparse.Namespace) -> int:
         raise UserError("--save writes the whole table; leave out what selects and sorts")
     analysis = Analysis.open(options.folder)
     text = render(analysis, options.format, selection)
+    saved = save(analysis) if options.save else []
     report_problems(analysis)
     show(text)
-    if options.save:
-        print("saved: " + " ".join(str(path) for path in save(analysis)), file=sys.stderr)
+    if saved:
+        print("saved: " + " ".join(str(path) for path in saved), file=sys.stderr)
     return 0
 
 

@@ -13,8 +13,10 @@ from benchmarks.suites.forms import PACKAGE, Suite
 from benchmarks.suites.load import fingerprint, names, on_hub
 from benchmarks.suites.strict import Strict, first_complaint
 from epmq.errors import UserError
+from results.store.files import read_followed
 
 FOLDER = PACKAGE / "sources" / "locks"
+MAX_BYTES = 1 << 26  # of a lock
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Count = Annotated[int, Field(ge=0)]
 # Builders of ``datasets`` that read data alone; that of pandas would unpickle, and so run, what it reads.
@@ -27,6 +29,14 @@ def _known_format(name: str) -> str:
     return name
 
 
+def _inside(path: str) -> str:
+    if not path or path.startswith("/") or ".." in path.split("/") or not path.isprintable():
+        raise ValueError(f"{path[:60]!r} is no path inside a repository")
+    return path
+
+
+InRepository = Annotated[str, AfterValidator(_inside)]
+Commit = Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")]
 Format = Annotated[str, AfterValidator(_known_format)]
 
 
@@ -48,14 +58,14 @@ class RepoLock(Strict):
     """A repository at a commit, and those of its files that a run reads, by path."""
 
     id: str
-    revision: str
-    files: dict[str, FileLock]
+    revision: Commit
+    files: dict[InRepository, FileLock]
 
 
 class SplitLock(Strict):
     """A split's files, its number of samples, how many have each label (a real one: its nearest integer)."""
 
-    files: list[str]
+    files: list[InRepository]
     samples: Count
     labels: dict[int, Count]
 
@@ -103,7 +113,7 @@ def models_of(suite: Suite) -> list[str]:
 def read(path: Path) -> Lock:
     """A lock file; raises UserError for one that cannot be read or is not of this form."""
     try:
-        return Lock.model_validate_json(path.read_bytes())
+        return Lock.model_validate_json(read_followed(path, MAX_BYTES))
     except OSError as error:
         raise UserError(f"{path}: cannot read the lock: {error.strerror}; check --lock") from error
     except ValidationError as error:
@@ -134,6 +144,14 @@ def refuse_other(lock: Lock, suite: Suite, path: Path) -> None:
             f"{path}: the lock and the suite name other repositories ({', '.join(differ) or 'data sets'}); "
             f"run 'epmq pin {suite.name}' again"
         )
+
+    for task in suite.tasks:
+        entry = lock.datasets.get(task.task)
+        wanted = {task.dataset.train_split, task.dataset.eval_split}
+        if entry is not None and (absent := sorted(wanted - entry.splits.keys())):
+            raise UserError(
+                f"{path}: the splits of {task.task} lack {absent[0]!r}; run 'epmq pin {suite.name}' again"
+            )
 
 
 def lock_path(suite: Suite) -> Path:

@@ -166,8 +166,8 @@ def check_expert(base: Mapping[str, Tensor], expert: Mapping[str, Tensor], where
     in one and not in the other.
 
     Raises:
-        UserError: another architecture; a tensor is missing, extra, of another shape or not finite; every
-            tensor equals the base's (a silent key mismatch leaves base weights in place, which looks merged).
+        UserError: another architecture; a tensor is missing, extra, of another shape or kind or not finite;
+            every tensor equals the base's (a silent key mismatch leaves base weights in place, which looks merged).
     """
     ours, theirs = _outline(base), _outline(expert)
     if ours != theirs:
@@ -180,6 +180,10 @@ def check_expert(base: Mapping[str, Tensor], expert: Mapping[str, Tensor], where
             shapes = f"{tuple(tensor.shape)}, the base's is {shape_of(base, name)}"
             raise UserError(f"{where}: tensor {name!r} is {shapes}; {REMEDY}")
         _refuse_damage(tensor, name, where)
+        if not tensor.is_floating_point() and base[name].is_floating_point():
+            raise UserError(
+                f"{where}: tensor {name!r} holds {tensor.dtype}, the base's real numbers; {REMEDY}"
+            )
         if tensor.is_floating_point() and not differs:
             differs = not torch.equal(base[name].float(), tensor.float())
     if not differs:

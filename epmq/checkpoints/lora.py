@@ -122,7 +122,7 @@ def _settings(folder: Path) -> dict[str, Any]:
         raise UserError(
             f"{path}: cannot be read ({error.strerror}); is it a LoRA adapter's folder?"
         ) from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: is not JSON; download the adapter again") from error
     if not isinstance(found, dict) or found.get("peft_type") != "LORA":
         kind = found.get("peft_type") if isinstance(found, dict) else None
@@ -212,9 +212,9 @@ def _rank_and_scale(module: str, settings: Mapping[str, Any], folder: Path) -> t
     rank = _matching(module, "rank_pattern", settings, folder) or settings.get("r")
     alpha = _matching(module, "alpha_pattern", settings, folder)
     alpha = settings.get("lora_alpha") if alpha is None else alpha
-    if not isinstance(rank, int) or rank < 1:
+    if type(rank) is not int or rank < 1:
         raise UserError(f"{folder / CONFIG}: r is {rank!r}, expected a whole number from 1 on; correct it")
-    if not isinstance(alpha, int | float) or not math.isfinite(alpha):
+    if type(alpha) not in (int, float) or not math.isfinite(alpha):
         raise UserError(f"{folder / CONFIG}: lora_alpha is {alpha!r}, expected a number; correct it")
     return rank, alpha / (math.sqrt(rank) if settings.get("use_rslora") else rank)
 
@@ -231,8 +231,11 @@ def _matching(module: str, pattern: str, settings: Mapping[str, Any], folder: Pa
 def _refuse_absent(settings: Mapping[str, Any], updates: Mapping[str, _Update], folder: Path) -> None:
     if not any(update.sides for update in updates.values()):
         raise UserError(f"{folder}: holds no LoRA tensors (lora_A, lora_B); get the adapter again")
+    modules = settings.get("modules_to_save") or []
+    if not isinstance(modules, list):
+        raise UserError(f"{folder / CONFIG}: modules_to_save is {modules!r}, expected a list; correct it")
     whole = [name.rpartition(".")[0] for name, update in updates.items() if update.full]
-    for module in settings.get("modules_to_save") or []:
+    for module in modules:
         if not any(f".{path}".endswith(f".{module}") for path in whole):
             raise UserError(
                 f"{folder}: modules_to_save names {module!r}, but no tensor is its; get the adapter again"

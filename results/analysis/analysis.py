@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -106,6 +107,18 @@ class Analysis:
 
     # -- cells beside each other
 
+    @cached_property
+    def _by_basis(self) -> dict[tuple[object, ...], list[Group]]:
+        """The groups that can be compared with each other, in order."""
+        found: dict[tuple[object, ...], list[Group]] = defaultdict(list)
+        for group in self.groups:
+            found[basis(group[0])].append(group)
+        return found
+
+    @cached_property
+    def _all_controls(self) -> list[Group]:
+        return [group for group in self.groups if group[0].kind == "control"]
+
     def partner(self, group: Group, suits: Callable[[Record], bool]) -> Group | None:
         """The group that suits, on the same merge, bits, grid, device and test samples, with a common seed.
 
@@ -113,9 +126,7 @@ class Analysis:
         """
         first = group[0]
         partners = [
-            other
-            for other in self.groups
-            if suits(other[0]) and basis(other[0]) == basis(first) and pairs(group, other)
+            other for other in self._by_basis[basis(first)] if suits(other[0]) and pairs(group, other)
         ]
         return max(partners, key=lambda other: (shared_axes(first, other[0]), other[0].key), default=None)
 
@@ -148,8 +159,8 @@ class Analysis:
         sizes = {task: result.samples for task, result in record.tasks.items()}
         return [
             group
-            for group in self.groups
-            if (group[0].kind, group[0].method, group[0].merge) == ("control", method, merge)
+            for group in self._all_controls
+            if (group[0].method, group[0].merge) == (method, merge)
             and {task: result.samples for task, result in group[0].tasks.items()} == sizes
         ]
 

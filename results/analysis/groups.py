@@ -73,7 +73,12 @@ def settings(groups: Sequence[Group], codes: Mapping[str, str]) -> dict[str, str
         first = group[0]
         named = (first.kind, first.merge, first.method, first.target, first.bits)
         alike[named][first.key] = described(group, codes)
-    return {key: _distinct(one, others) for others in alike.values() for key, one in others.items()}
+    found: dict[str, str] = {}
+    for others in alike.values():
+        varying = _varying(list(others.values()))
+        for key, one in others.items():
+            found[key] = ", ".join(f"{name}={one[name]}" for name in sorted(one) if name in varying)
+    return found
 
 
 def described(group: Group, codes: Mapping[str, str]) -> dict[str, object]:
@@ -102,18 +107,18 @@ def _identity(record: Record, codes: Mapping[str, str]) -> str:
     return json.dumps([fields, sorted(record.tasks), codes.get(record.key)], sort_keys=True)
 
 
-def _distinct(one: Mapping[str, object], others: Mapping[str, Mapping[str, object]]) -> str:
-    varying = [
-        name for name in sorted(one) if len({json.dumps(other.get(name)) for other in others.values()}) > 1
-    ]
-    return ", ".join(f"{name}={one[name]}" for name in varying)
+def _varying(others: Sequence[Mapping[str, object]]) -> set[str]:
+    """The names whose values are not the same in all."""
+    names = {name for other in others for name in other}
+    return {name for name in names if len({json.dumps(other.get(name)) for other in others}) > 1}
 
 
 def basis(record: Record) -> tuple[object, ...]:
     """What two cells that are compared must share: merge, bits, grid, device, test samples."""
-    grid = [record.axes.get(axis) for axis in GRID_AXES]
-    samples = {task: (result.metric, result.samples) for task, result in record.tasks.items()}
-    named = (record.merge, record.merge_options, record.bits, record.device, record.dtype)
+    grid = tuple(record.axes.get(axis) for axis in GRID_AXES)
+    samples = frozenset((task, result.metric, result.samples) for task, result in record.tasks.items())
+    options = frozenset(record.merge_options.items())
+    named = (record.merge, options, record.bits, record.device, record.dtype)
     return (*named, grid, samples)
 
 

@@ -156,7 +156,8 @@ def check(run: Analysis, golden: Analysis, *, rate: float = RATE) -> CheckReport
     verdicts = _verdicts(tested, [change for _, change in judged], rate)
     moves += _accuracy_moves(tested, verdicts)
     moves += _objective_moves(objectives, dict(zip(judged, verdicts[len(tested) :], strict=True)))
-    order = sorted(moves, key=lambda move: (cells.index(move.cell), move.quantity.startswith("objective")))
+    place = {cell: number for number, cell in reversed(list(enumerate(cells)))}
+    order = sorted(moves, key=lambda move: (place[move.cell], move.quantity.startswith("objective")))
     return CheckReport(tuple(order), cells, len(tested), len(judged), rate)
 
 
