@@ -99,11 +99,11 @@ def options(suite: Suite, comparison: str) -> dict[str, Any]:
         UserError: the comparison is unknown, or sets what is no axis.
     """
     if comparison not in suite.comparisons:
-        known = suite.comparisons
-        raise UserError(f"comparison {comparison!r} is unknown in {suite.name}{nearest(comparison, known)}")
+        there = suite.comparisons
+        raise UserError(f"comparison {comparison!r} is unknown in {suite.name}{nearest(comparison, there)}")
     found = suite.comparisons[comparison].model_dump()
     axes = found.pop("axes")
-    known = {**CALIBRATION_AXES, **REFINEMENT_AXES, **SPEC_AXES}
+    known: dict[str, Any] = {**CALIBRATION_AXES, **REFINEMENT_AXES, **SPEC_AXES}
     if unknown := [name for name in axes if name not in known]:
         raise UserError(f"{suite.name}: comparison {comparison!r} sets {unknown[0]!r}, which is no axis")
     if wrong := [name for name, value in axes.items() if not _is_like(value, known[name])]:
