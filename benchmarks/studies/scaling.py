@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def measure(path: Path, size: int, *, report: bool) -> list[dict[str, Any]]:
-    """Seconds of every step on a folder of ``size`` records, and milliseconds a record (appending: in all)."""
+    """Seconds of every step on a folder of ``size`` records, and milliseconds a record."""
     write(path, size)
     steps: dict[str, Callable[[], object]] = {
         "table": lambda: render(Analysis.open(path), "md"),
@@ -105,7 +105,7 @@ def cell(number: int) -> tuple[Record, dict[str, Any]]:
         seed=seed,
         tasks={task: TaskResult(value=value, samples=SAMPLES) for task, value in values.items()},
         average=sum(values.values()) / len(values),
-        layers=[LayerResult(name=f"block.{i}", rows=8, columns=4, objective=0.25) for i in range(8)],
+        layers=tuple(LayerResult(name=f"block.{i}", rows=8, columns=4, objective=0.25) for i in range(8)),
         seconds={"quantise": 0.1},
         peak_memory_bytes=1000,
         bits_per_weight=4.25,

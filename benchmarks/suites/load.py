@@ -99,17 +99,17 @@ def options(suite: Suite, comparison: str) -> dict[str, Any]:
         UserError: the comparison is unknown, or sets what is no axis.
     """
     if comparison not in suite.comparisons:
-        there = suite.comparisons
-        raise UserError(f"comparison {comparison!r} is unknown in {suite.name}{nearest(comparison, there)}")
+        known = suite.comparisons
+        raise UserError(f"comparison {comparison!r} is unknown in {suite.name}{nearest(comparison, known)}")
     found = suite.comparisons[comparison].model_dump()
     axes = found.pop("axes")
-    known: dict[str, Any] = {**CALIBRATION_AXES, **REFINEMENT_AXES, **SPEC_AXES}
-    if unknown := [name for name in axes if name not in known]:
-        raise UserError(f"{suite.name}: comparison {comparison!r} sets {unknown[0]!r}, which is no axis")
-    if wrong := [name for name, value in axes.items() if not _is_like(value, known[name])]:
+    defaults: dict[str, Any] = {**CALIBRATION_AXES, **REFINEMENT_AXES, **SPEC_AXES}
+    if undefaults := [name for name in axes if name not in defaults]:
+        raise UserError(f"{suite.name}: comparison {comparison!r} sets {undefaults[0]!r}, which is no axis")
+    if wrong := [name for name, value in axes.items() if not _is_like(value, defaults[name])]:
         raise UserError(
             f"{suite.name}: comparison {comparison!r} sets {wrong[0]!r} to {str(axes[wrong[0]])[:60]!r}, "
-            f"expected a value like {known[wrong[0]]!r}; correct the suite file"
+            f"expected a value like {defaults[wrong[0]]!r}; correct the suite file"
         )
     parts = {"calibration": CALIBRATION_AXES, "refinement": REFINEMENT_AXES, "spec": SPEC_AXES}
     split = {part: {n: v for n, v in axes.items() if n in names} for part, names in parts.items()}

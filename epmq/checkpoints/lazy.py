@@ -167,7 +167,7 @@ def check_expert(base: Mapping[str, Tensor], expert: Mapping[str, Tensor], where
 
     Raises:
         UserError: another architecture; a tensor is missing, extra, of another shape or kind or not finite;
-            every tensor equals the base's (a silent key mismatch leaves base weights in place, which looks merged).
+            every tensor equals the base's (a silent key mismatch leaves base weights, which looks merged).
     """
     ours, theirs = _outline(base), _outline(expert)
     if ours != theirs:

@@ -214,7 +214,7 @@ def _rank_and_scale(module: str, settings: Mapping[str, Any], folder: Path) -> t
     alpha = settings.get("lora_alpha") if alpha is None else alpha
     if type(rank) is not int or rank < 1:
         raise UserError(f"{folder / CONFIG}: r is {rank!r}, expected a whole number from 1 on; correct it")
-    if type(alpha) not in (int, float) or not math.isfinite(alpha):
+    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not math.isfinite(alpha):
         raise UserError(f"{folder / CONFIG}: lora_alpha is {alpha!r}, expected a number; correct it")
     return rank, alpha / (math.sqrt(rank) if settings.get("use_rslora") else rank)
 

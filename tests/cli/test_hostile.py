@@ -43,7 +43,7 @@ def tree(folder: Path) -> dict[str, bytes | str | None]:
         if name.partition("/")[0] == "cache":
             continue
         if path.is_symlink():
-            found[name] = os.readlink(path)
+            found[name] = str(path.readlink())
         else:
             found[name] = path.read_bytes() if path.is_file() else None
     return found

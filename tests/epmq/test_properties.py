@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import hypothesis.strategies as st
 import pytest
@@ -35,7 +36,7 @@ class Drawn:
     def gram(self) -> Tensor:
         return self.inputs @ self.inputs.T / max(1, self.inputs.shape[1])
 
-    def problem(self, target: str, **options: float) -> LayerProblem:
+    def problem(self, target: str, **options: Any) -> LayerProblem:
         if target == "merged":
             return LayerProblem.merged(self.merged, [self.gram], **options)
         return LayerProblem.expert_guided(self.merged, [self.expert], [self.gram], **options)
