@@ -58,10 +58,13 @@ def tests(session: nox.Session) -> None:
 
 @nox.session
 def kills(session: nox.Session) -> None:
-    """Kill runs at 50 random moments each, where `tests` does so at a few; arguments go to pytest."""
+    """Kill commands at 50 random moments, fill the disk at 20, where `tests` does so at a few."""
     install(session, "test")
-    files = [str(file) for file in sorted(Path("tests").rglob("test_kill.py"))]
-    session.run("pytest", "-n", "0", *files, *session.posargs, env={"EPMQ_KILLS": "50"})
+    files = [
+        str(f) for pattern in ("test_kill*.py", "test_full_disk.py") for f in Path("tests").rglob(pattern)
+    ]
+    moments = {"EPMQ_KILLS": "50", "EPMQ_FULL_DISKS": "20"}
+    session.run("pytest", "-n", "0", *sorted(files), *session.posargs, env=moments)
 
 
 @nox.session(python=["3.11", "3.12", "3.13", "3.14"])

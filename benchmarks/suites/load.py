@@ -104,8 +104,8 @@ def options(suite: Suite, comparison: str) -> dict[str, Any]:
     found = suite.comparisons[comparison].model_dump()
     axes = found.pop("axes")
     defaults: dict[str, Any] = {**CALIBRATION_AXES, **REFINEMENT_AXES, **SPEC_AXES}
-    if undefaults := [name for name in axes if name not in defaults]:
-        raise UserError(f"{suite.name}: comparison {comparison!r} sets {undefaults[0]!r}, which is no axis")
+    if unknown := [name for name in axes if name not in defaults]:
+        raise UserError(f"{suite.name}: comparison {comparison!r} sets {unknown[0]!r}, which is no axis")
     if wrong := [name for name, value in axes.items() if not _is_like(value, defaults[name])]:
         raise UserError(
             f"{suite.name}: comparison {comparison!r} sets {wrong[0]!r} to {str(axes[wrong[0]])[:60]!r}, "
