@@ -225,7 +225,7 @@ def resolve(patterns: Iterable[str], targets: Iterable[Target]) -> list[Recipe]:
         guided = [recipe for name, recipe in familiar().items() if fnmatchcase(name, pattern)]
         roundings = names(pattern)
         if not guided and not roundings:
-            raise UserError(f"method {pattern!r} is unknown{nearest(pattern, [*familiar(), *names()])}")
+            raise UserError(f"method {pattern[:60]!r} is unknown{nearest(pattern, [*familiar(), *names()])}")
         for recipe in [*guided, *(_with_target(r, t) for r in roundings for t in targets)]:
             found[recipe.name] = recipe
     return list(found.values())

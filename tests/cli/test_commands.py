@@ -124,7 +124,11 @@ def test_every_listed_method_has_a_summary_and_a_reference(capsys: Output) -> No
 
 @pytest.mark.parametrize(
     ("pattern", "expected"),
-    [("gptq*", {"gptq", "gptq-tuned"}), ("rtn", {"rtn"}), ("*tn", {"rtn", "epmq-rtn"})],
+    [
+        ("gptq*", {"gptq", "gptq-tuned", "gptq-descent", "gptq-refit"}),
+        ("rtn", {"rtn"}),
+        ("*tn", {"rtn", "epmq-rtn"}),
+    ],
 )
 def test_list_takes_patterns(pattern: str, expected: set[str], capsys: Output) -> None:
     found = listed(capsys, pattern)

@@ -14,7 +14,7 @@ import pytest
 import baselines
 from baselines import registry
 from baselines.controls import CONTROLS
-from baselines.recipes import FAMILIAR, Pass, Recipe
+from baselines.recipes import FAMILIAR, Pass, Recipe, familiar
 from baselines.registry import Baseline
 from benchmarks.run.cells import Cell, Request, expand
 from epmq.calibration import LATER, Calibration
@@ -139,7 +139,7 @@ def test_no_cell_is_there_twice() -> None:
 
 
 def test_patterns_find_roundings_and_familiar_names() -> None:
-    guided = {name for name in FAMILIAR if name.startswith("epmq")}
+    guided = {name for name in familiar() if name.startswith("epmq")}
     assert set(names(expand(request(method=["epmq*"])))) == guided
     assert names(expand(request(method=["g?tq"]))) == ["gptq"]
 

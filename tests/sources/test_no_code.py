@@ -31,7 +31,7 @@ def test_a_model_that_names_its_own_code_is_refused(tmp_path: Path, name: str) -
 def test_a_lock_names_no_builder_that_runs_what_it_reads(form: str) -> None:
     entry: dict[str, Any] = {
         "id": "a/b",
-        "revision": "0",
+        "revision": "0" * 40,
         "files": {},
         "config": None,
         "features": None,

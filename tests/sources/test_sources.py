@@ -45,7 +45,10 @@ def example(suite: Suite = SUITE) -> Lock:
                 config=t.dataset.config,
                 format="parquet",
                 features=None,
-                splits={"train": SplitLock(files=[], samples=3, labels={0: 2, 1: 1})},
+                splits={
+                    name: SplitLock(files=[], samples=3, labels={0: 2, 1: 1})
+                    for name in (t.dataset.train_split, t.dataset.eval_split)
+                },
             )
             for t in suite.tasks
         },
