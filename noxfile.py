@@ -180,6 +180,7 @@ def studies(session: nox.Session) -> None:
     install(session)
     folder = str(Path("runs") / "studies")
     session.run("python", "-m", "benchmarks.studies.speed_gptq", *session.posargs)
+    session.run("python", "-m", "benchmarks.studies.scaling")
     session.run("python", "-m", "benchmarks.studies.speed_together")
     session.run("python", "-m", "benchmarks.studies.speed_pipeline", "--folder", folder)
     session.run("python", "-m", "benchmarks.studies.memory_clip", "--folder", folder)

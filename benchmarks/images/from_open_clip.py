@@ -11,6 +11,7 @@ from torch import Tensor
 
 from benchmarks.images.preprocess import of_open_clip
 from benchmarks.images.zero_shot import Base, Encode
+from benchmarks.sources.weights import refuse_code
 from epmq.errors import UserError
 from epmq.experts import merged_tensors
 from epmq.models.open_clip_vision import tower as vision_tower
@@ -20,8 +21,10 @@ def open_base(folder: Path, weights: Path) -> Base:
     """The model in a folder with open_clip's configuration, its tokenizer and ``weights``.
 
     Raises:
-        UserError: the folder does not hold together, or its image tower is not supported.
+        UserError: the folder does not hold together or names code of its own, or its image tower is not
+            supported.
     """
+    refuse_code(folder)
     model, tokenizer = _create(f"local-dir:{folder}")
     preprocess, tower = of_open_clip(model.visual.preprocess_cfg), vision_tower(model.visual)
     del model.visual  # the tower has its own

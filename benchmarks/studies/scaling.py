@@ -28,6 +28,7 @@ from results.store.records import LayerResult, Manifest, Record, TaskResult
 from results.tables.comparison import render
 
 SIZES = (50, 500, 2000)
+SUITES, EACH = (10, 100), 20  # folders, of so many records each
 SAMPLES, SEEDS = 200, 3
 METHODS = ("gptq", "rtn", "awq", "epmq")
 
@@ -36,6 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Measure every size and print seconds and milliseconds a record."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.studies.scaling", description=__doc__)
     parser.add_argument("--records", type=int, nargs="+", default=SIZES, metavar="N", help="(50 500 2000)")
+    parser.add_argument("--suites", type=int, nargs="*", default=SUITES, metavar="N", help="(10 100)")
     parser.add_argument("--without-report", action="store_true", help="leave the page with its figures out")
     options = parser.parse_args(arguments)
     rows = []
@@ -43,7 +45,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with tempfile.TemporaryDirectory() as folder:
             rows += measure(Path(folder) / "run", size, report=not options.without_report)
     print(tabulate(rows, headers="keys", floatfmt=("", "", ".3f", ".3f")))
+    if options.suites:
+        print()
+        print(tabulate([of_suites(count) for count in options.suites], headers="keys", floatfmt=".3f"))
     return 0
+
+
+def of_suites(count: int) -> dict[str, Any]:
+    """Seconds of the tables of ``count`` folders of as many suites, and milliseconds a folder."""
+    with tempfile.TemporaryDirectory() as folder:
+        paths = [Path(folder) / str(number) for number in range(count)]
+        for number, path in enumerate(paths):
+            write(path, EACH, suite=f"toy-{number}")
+        start = time.process_time()
+        for path in paths:
+            render(Analysis.open(path), "md")
+        seconds = time.process_time() - start
+    return {"suites": count, "seconds": seconds, "ms a suite": 1000 * seconds / count}
 
 
 def measure(path: Path, size: int, *, report: bool) -> list[dict[str, Any]]:
@@ -73,15 +91,15 @@ def _report(path: Path) -> None:
     page.save(analysis, files.drawings(analysis), path / "report.html")
 
 
-def write(path: Path, size: int) -> None:
+def write(path: Path, size: int, suite: str = "toy") -> None:
     """A folder of ``size`` made-up records."""
-    manifest = Manifest(suite="toy", suite_version=1, created="2026-01-01T00:00:00Z")
+    manifest = Manifest(suite=suite, suite_version=1, created="2026-01-01T00:00:00Z")
     folder = RunFolder.open(path, manifest, create=True)
     for number in range(size):
-        folder.append(*cell(number))
+        folder.append(*cell(number, suite))
 
 
-def cell(number: int) -> tuple[Record, dict[str, Any]]:
+def cell(number: int, suite: str = "toy") -> tuple[Record, dict[str, Any]]:
     """The record of this number, and which of its samples are right."""
     rng = np.random.default_rng(number)
     setting, seed = divmod(number, SEEDS)
@@ -90,7 +108,7 @@ def cell(number: int) -> tuple[Record, dict[str, Any]]:
     values = {task: float(right.mean()) for task, right in correct.items()}
     made = Record(
         key=f"{number:016x}",
-        suite="toy",
+        suite=suite,
         suite_version=1,
         device="cpu",
         dtype="float32",

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from benchmarks.images.from_open_clip import open_base
 from benchmarks.sources.lock import DatasetLock
 from benchmarks.sources.weights import configured
 from epmq.checkpoints.lazy import INDEX, LazyCheckpoint
@@ -24,6 +25,8 @@ def test_a_model_that_names_its_own_code_is_refused(tmp_path: Path, name: str) -
     (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
     with pytest.raises(UserError, match=r"'auto_map' names code of the model's own, which is never run"):
         configured(tmp_path)
+    with pytest.raises(UserError, match=r"'auto_map' names code of the model's own, which is never run"):
+        open_base(tmp_path, tmp_path / "open_clip_model.safetensors")
     assert not (tmp_path / "ran").exists()
 
 
