@@ -17,7 +17,7 @@ from results.store.folder import RunFolder
 from tests.fixtures.tiny_suite import TinySuite
 from tests.run.test_kill import OPTIONS, tables
 
-MOMENTS = int(os.environ.get("EPMQ_FULL_DISKS", "2"))  # `nox -s kills` asks for more
+MOMENTS = int(os.environ.get("EPMQ_FULL_DISKS", "1"))  # `nox -s kills` asks for more
 UNLIMITED = -1
 
 
