@@ -12,8 +12,6 @@ from numpy.typing import NDArray
 from baselines.registry import baseline
 
 if TYPE_CHECKING:  # what needs torch or numba is imported when a layer is rounded
-    from torch import Tensor
-
     from epmq.layer.problem import LayerProblem
     from epmq.layer.spec import QuantSpec
     from epmq.layer.weight import QuantizedWeight
@@ -84,7 +82,6 @@ def _descended(problem: LayerProblem, found: QuantizedWeight) -> QuantizedWeight
     arrays = (t.contiguous().numpy() for t in (codes, gradient, hessian, scale, zero))
     limits = spec.columns_per_group(columns), float(spec.max_code), SWEEPS
     over_rows(_compiled(), rows, rows * columns * columns, *arrays, *limits)
-    del gradient
     device = problem.centre.device
     return QuantizedWeight(codes.to(torch.uint8).to(device), found.scale, found.zero, spec)
 
@@ -117,16 +114,10 @@ def _refitted(problem: LayerProblem, found: QuantizedWeight) -> QuantizedWeight:
     limits = torch.finfo(old.dtype)
     scale = torch.where((scale > limits.smallest_normal) & (scale < limits.max), scale, old.double())
     other = QuantizedWeight.build(found.codes, scale, found.zero, spec)
-    better = _objectives(problem, other) < _objectives(problem, found)
+    better = problem.row_objective(other.dequantize()) < problem.row_objective(found.dequantize())
     return QuantizedWeight.build(
         found.codes, torch.where(better[:, None], other.scale, old), found.zero, spec
     )
-
-
-def _objectives(problem: LayerProblem, found: QuantizedWeight) -> Tensor:
-    """Row by row, ``(rows,)``."""
-    apart = found.dequantize().double() - problem.centre
-    return ((apart @ problem.hessian) * apart).sum(1)
 
 
 @baseline(

@@ -71,9 +71,8 @@ def magr(problem: LayerProblem, spec: QuantSpec) -> QuantizedWeight:
     weight = PER_CHANNEL if width == columns else IN_GROUPS
     reduced = replace(problem, centre=smaller(problem.centre, problem.hessian, width, weight))
     plain, found = core.gptq(problem, spec), core.gptq(reduced, spec)
-    apart = [each.dequantize().double() - problem.centre for each in (found, plain)]
-    gains, loses = (((x @ problem.hessian) * x).sum(1) for x in apart)
-    better = (gains < loses)[:, None]
+    better = problem.row_objective(found.dequantize()) < problem.row_objective(plain.dequantize())
+    better = better[:, None]
     codes = torch.where(better, found.codes, plain.codes)
     scale = torch.where(better, found.scale, plain.scale)
     return QuantizedWeight(codes, scale, torch.where(better, found.zero, plain.zero), spec)

@@ -167,7 +167,6 @@ AUTO = Search(
         "task_weight": ("uniform", "frobenius"),
     },
 )
-BETWEEN = Pass("expert", {}, FEATURES, reading="features")
 FAMILIAR = {
     recipe.name: recipe
     for recipe in (
@@ -182,7 +181,7 @@ FAMILIAR = {
         Recipe(
             "epmq-auto",
             "E-PMQ, GPTQ; merge factor, anchor, mixing, task weight chosen on held-out calibration samples",
-            (BETWEEN,),
+            (READING_B,),
             "gptq",
             search=AUTO,
         ),

@@ -13,7 +13,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -24,11 +23,9 @@ from benchmarks.workbench.base import Workbench
 from epmq.errors import UserError
 from epmq.files import replacing
 from epmq.gather import Batches
-from epmq.models.tower import Tower
 from epmq.refinement.budget import Budget
-from epmq.refinement.descent import EVALUATED, Lessons
-from epmq.refinement.objective import outputs
-from epmq.refinement.samples import Rows, collated
+from epmq.refinement.descent import EVALUATED, Lessons, held_out_loss
+from epmq.refinement.samples import Rows
 from epmq.walk import walk
 
 
@@ -68,10 +65,9 @@ class _Trials:
     """Held-out distances of settings, each tried once."""
 
     def __init__(self, workbench: Workbench, lessons: Lessons, budget: Budget, file: Path) -> None:
-        self.workbench, self.lessons, self.file = workbench, lessons, file
-        parts = lessons.parts(budget)
-        self.held = {task: held for task, (_, held) in parts.items()}
-        self.learnt = _Learnt(lessons.rows, {task: learnt for task, (learnt, _) in parts.items()})
+        self.workbench, self.lessons, self.budget, self.file = workbench, lessons, budget, file
+        learnt = {task: learnt for task, (learnt, _) in lessons.parts(budget).items()}
+        self.learnt = _Learnt(lessons.rows, learnt)
         self.made: list[Trial] = _read(file)
         self.seconds = sum(trial.seconds for trial in self.made)
 
@@ -100,26 +96,13 @@ class _Trials:
         for calibration, solve in solvers.passes(cell) if passes else ():
             for _ in walk(tower, models.experts, self.learnt, calibration, solve, base=models.base):
                 pass
-        distance = self._held_out(tower)
+        distance = held_out_loss(tower, self.lessons, self.budget)
         seconds = time.perf_counter() - start
         self.made.append(Trial(setting, distance if math.isfinite(distance) else None, seconds))
         self.seconds += seconds
         with replacing(self.file) as temporary:
             temporary.write_text(json.dumps([asdict(trial) for trial in self.made]))
         return self.made[-1].held_out
-
-    @torch.no_grad()
-    def _held_out(self, tower: Tower) -> float:
-        """The mean over tasks of the mean distance to the expert."""
-        means = []
-        for task, held in self.held.items():
-            found = []
-            for part in held.split(EVALUATED):
-                batch = self.lessons.rows[task].take(part)
-                taught = collated([self.lessons.taught[task][i] for i in part.tolist()])
-                found.append(self.lessons.objective.distance(outputs(tower, batch)[0], taught, batch))
-            means.append(float(torch.cat(found).mean()))
-        return sum(means) / len(means)
 
 
 class _Learnt(Mapping[str, Batches]):

@@ -168,6 +168,15 @@ def _loop(run: _Run, optimiser: torch.optim.Optimizer, rates: Sequence[float], s
         run.save(steps, optimiser, state)
 
 
+def held_out_loss(tower: Tower, lessons: Lessons, budget: Budget) -> float:
+    """The mean over tasks of a model's mean distance to the expert, on the samples that are held out.
+
+    Raises:
+        UserError: a task has fewer than two samples, or the device's memory does not take the batch.
+    """
+    return _Run(tower, [], lessons, budget).held_out()
+
+
 def pace(step: int, budget: Budget) -> float:
     """The learning rate relative to its peak: a linear rise, then half a cosine."""
     rise = min(1.0, (step + 1) / (budget.warmup + 1))
@@ -233,13 +242,18 @@ class _Run:
         return torch.autocast(device.type, torch.bfloat16, enabled=enabled)
 
     @torch.no_grad()
-    def measure(self, step: int, learnt: float | None) -> None:
-        """Measure the held-out loss; keep the state where it is the lowest so far."""
+    def held_out(self) -> float:
+        """The mean over tasks of the mean distance on the samples held out."""
         means = []
         for task, (_, held) in self.parts.items():
             found = [self._terms(task, part, learning=False) for part in held.split(EVALUATED)]
             means.append(float(torch.cat(found).mean()))
-        now = sum(means) / len(means)
+        return sum(means) / len(means)
+
+    @torch.no_grad()
+    def measure(self, step: int, learnt: float | None) -> None:
+        """Measure the held-out loss; keep the state where it is the lowest so far."""
+        now = self.held_out()
         if not self.curve.points or now < min(p.held_out for p in self.curve.points):
             self.curve.best = step
             self.kept = [p.detach().clone() for p in self.parameters]

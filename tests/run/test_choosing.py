@@ -17,6 +17,7 @@ from benchmarks.run.outcome import Outcome
 from benchmarks.run.runner import run
 from benchmarks.sources import cache
 from epmq.errors import UserError
+from epmq.refinement.descent import held_out_loss
 from results.store.folder import RunFolder
 from results.store.records import Record
 from tests.fixtures.tiny_runs import snapshot
@@ -100,7 +101,7 @@ def test_where_no_distance_is_a_number_one_line_says_so(
     tiny: TinySuite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("EPMQ_CACHE", str(tmp_path))
-    monkeypatch.setattr(choosing._Trials, "_held_out", lambda *_: math.nan)
+    monkeypatch.setattr(choosing, "held_out_loss", lambda *_: math.nan)
     (cell,) = expand(asked())
     with pytest.raises(UserError, match="no setting of the search"):
         choosing.chosen(open_workbench(tiny.suite), cell, Outcome())
@@ -110,16 +111,16 @@ def test_killed_in_the_middle_it_goes_on(
     tiny: TinySuite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     undisturbed = row(run(tiny.suite, asked(), tmp_path / "one", {}))
-    measured, counts = choosing._Trials._held_out, {"left": 9, "made": 0}
+    measured, counts = held_out_loss, {"left": 9, "made": 0}
 
-    def stops(self: Any, tower: Any) -> float:
+    def stops(*given: Any) -> float:
         if counts["left"] == 0:
             raise KeyboardInterrupt
         counts["left"] -= 1
         counts["made"] += 1
-        return measured(self, tower)
+        return measured(*given)
 
-    monkeypatch.setattr(choosing._Trials, "_held_out", stops)
+    monkeypatch.setattr(choosing, "held_out_loss", stops)
     with pytest.raises(KeyboardInterrupt):
         run(tiny.suite, asked(), tmp_path / "two", {})
     assert len(list(cache.folder("chosen").iterdir())) == 1

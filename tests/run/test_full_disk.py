@@ -5,7 +5,6 @@ The disk is one whose files take so many bytes and no more (``RLIMIT_FSIZE``), r
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import random
 import resource
@@ -15,7 +14,7 @@ from pathlib import Path
 from results.analysis.analysis import Analysis
 from results.store.folder import RunFolder
 from tests.fixtures.tiny_suite import TinySuite
-from tests.run.test_kill import OPTIONS, tables
+from tests.run.test_kill import OPTIONS, forked, tables
 
 MOMENTS = int(os.environ.get("EPMQ_FULL_DISKS", "1"))  # `nox -s kills` asks for more
 UNLIMITED = -1
@@ -38,15 +37,10 @@ def run_command(suite: Path, out: Path, cache: Path, limit: int) -> None:
 
 
 def ended(tiny: TinySuite, out: Path, cache: Path, limit: int = UNLIMITED) -> tuple[int | None, list[str]]:
-    """Exit status and standard error of a run in a process forked by a server that did the slow imports."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(
-        ["benchmarks.run.runner", "benchmarks.cli.main", "tests.fixtures.tiny_suite"]
-    )
-    process = context.Process(target=run_command, args=(tiny.file, out, cache, limit))
+    """Exit status and standard error of a run in a process of its own."""
     pipe = Path(f"{out}.said")  # the limit is of files, a pipe has none
     os.mkfifo(pipe)
-    process.start()
+    process = forked(run_command, tiny.file, out, cache, limit)
     said = pipe.read_text("utf-8", "replace").replace("\r", "\n").splitlines()
     process.join()
     pipe.unlink()

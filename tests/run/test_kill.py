@@ -8,6 +8,7 @@ import random
 import signal
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from results.analysis.analysis import Analysis
@@ -35,16 +36,20 @@ def run_command(suite: Path, out: Path, cache: Path) -> None:
     os._exit(main(["run", str(suite), "--out", str(out), *OPTIONS]))
 
 
-def start(tiny: TinySuite, out: Path) -> multiprocessing.process.BaseProcess:
-    """A run in a fresh process, forked by a server that has done the slow imports."""
+def forked(target: Callable[..., None], *given: object) -> multiprocessing.process.BaseProcess:
+    """A fresh process at work, forked by a server that has done the slow imports."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(
         ["benchmarks.run.runner", "benchmarks.cli.main", "tests.fixtures.tiny_suite"]
     )
-    cache = tiny.folder.parent / "datasets-cache-of-runs"
-    process = context.Process(target=run_command, args=(tiny.file, out, cache))
+    process = context.Process(target=target, args=given)
     process.start()
     return process
+
+
+def start(tiny: TinySuite, out: Path) -> multiprocessing.process.BaseProcess:
+    """A run in a process of its own."""
+    return forked(run_command, tiny.file, out, tiny.folder.parent / "datasets-cache-of-runs")
 
 
 def finish(tiny: TinySuite, out: Path) -> float:
