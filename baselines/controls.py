@@ -118,6 +118,12 @@ CONTROLS = {
             (READING_B, GPTQ),
             "gptq",
         ),
+        _control(
+            "two-step-weights",
+            "W* of reading A in full precision first, then GPTQ of that model",
+            (READING_A, GPTQ),
+            "gptq",
+        ),
         _control("featcal", "FeatCal in full precision", (FEATCAL,), reference="arXiv:2605.13030"),
         _control(
             "featcal-gptq",

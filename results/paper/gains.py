@@ -75,4 +75,8 @@ def _is_unanchored(reading: str) -> Callable[[Record], bool]:
 
 
 def _is_two_step(reading: str) -> Callable[[Record], bool]:
-    return lambda record: (record.kind, record.method, reading_of(record)) == ("control", "two-step", reading)
+    def wanted(record: Record) -> bool:
+        named = record.kind == "control" and record.method in ("two-step", "two-step-weights")
+        return named and reading_of(record) == reading
+
+    return wanted

@@ -190,15 +190,19 @@ def test_an_ablation_is_not_e_pmq_itself(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("two_step", "expected"), [(0.66, "supported"), (0.72, "not supported")])
 def test_c5_is_joint_calibration_against_two_steps(tmp_path: Path, two_step: float, expected: str) -> None:
-    other: dict[str, Any] = {"kind": "control", "method": "two-step", "target": None}
+    other: dict[str, Any] = {"kind": "control", "target": None}
+    axes = {"epmq": EPMQ, "epmq-features": FEATURES}
     cells = [
         epmq("b", both(0.7, 0.7), method="epmq-features", axes=FEATURES),
         epmq("a", both(0.7, 0.7)),
-        gptq("s", both(two_step, two_step), axes={**FEATURES, "then.anchor": 0.1}, **other),
     ]
-    verdict = judged(tmp_path, "C5", *cells)
-    assert verdict.readings == {"epmq": "not run", "epmq-features": expected}
-    assert "The claim is ours" in verdict.rule
+    for reading, control in (("epmq-features", "two-step"), ("epmq", "two-step-weights")):
+        verdict = judged(tmp_path / reading, "C5", *cells)
+        assert set(verdict.readings.values()) == {"not run"}
+        two = {**other, "method": control, "axes": {**axes[reading], "then.anchor": 0.1}}
+        verdict = judged(tmp_path / control, "C5", *cells, gptq("s", both(two_step, two_step), **two))
+        assert verdict.readings == {**dict.fromkeys(axes, "not run"), reading: expected}
+        assert "The claim is ours" in verdict.rule
 
 
 # -- all of them

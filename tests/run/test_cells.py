@@ -92,7 +92,7 @@ def test_the_cross_product_and_its_controls() -> None:
     controls = Counter((c.merge, c.method, c.bits) for c in cells if c.kind == "control")
     full = ["merged", "expert-linears", "epmq-fp", "epmq-features-fp"]
     full += ["epmq-no-anchor-fp", "epmq-features-no-anchor-fp", "featcal", "distilled"]
-    rounded = ["two-step", "featcal-gptq", "gptq-compensated"]
+    rounded = ["two-step", "two-step-weights", "featcal-gptq", "gptq-compensated"]
     rounded += ["distilled-gptq", "distilled-epmq", "distilled-qat"]
     per_merge: list[tuple[str, int | None]] = [(name, None) for name in full]
     per_merge += [(name, bits) for name in rounded for bits in (4, 3)]
