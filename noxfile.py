@@ -57,6 +57,13 @@ def tests(session: nox.Session) -> None:
 
 
 @nox.session
+def cluster(session: nox.Session) -> None:
+    """Compute cells on the workers of a Ray cluster, which needs a machine that is not busy."""
+    install(session, "test")
+    session.run("pytest", "-n", "0", "tests/cluster", *session.posargs)
+
+
+@nox.session
 def kills(session: nox.Session) -> None:
     """Kill commands at 50 random moments, fill the disk at 20, where `tests` does so at a few."""
     install(session, "test")
