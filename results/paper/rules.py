@@ -48,8 +48,8 @@ RULES: Final = {
     ),
     "C5": (
         "C5: joint calibration against two steps: E-PMQ minus its own target W* put in place in full "
-        "precision and then rounded by GPTQ (two-step, of reading A two-step-weights), same reading, merge and bits, in points. The claim "
-        "is ours: the abstract's thesis, not its wording.\n\n"
+        "precision and then rounded by GPTQ (two-step, of reading A two-step-weights), same reading, merge "
+        "and bits, in points. The claim is ours: the abstract's thesis, not its wording.\n\n"
         f"Passes where the paired 95 % interval is above 0; fails where it ends below {FLOOR:g} points; "
         "between, the run cannot tell."
     ),

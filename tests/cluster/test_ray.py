@@ -26,7 +26,7 @@ ASKED = Request(
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Any]:
-    """Two workers' worth of CPUs on this machine. Ray has deadlines of its own: a busy machine misses them."""
+    """Two workers' worth of CPUs on this machine; where it is busy, Ray's own deadlines may fail."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_gcs_server_request_timeout_seconds", "900")
         ray = pytest.importorskip("ray")

@@ -14,7 +14,7 @@ from tests.hub.content import build
 from tests.hub.server import Hub
 from tests.hub.suites import write_suites
 
-KILLS = int(os.environ.get("EPMQ_KILLS", "4"))  # `nox -s kills` asks for more
+KILLS = int(os.environ.get("EPMQ_KILLS", "1"))  # `nox -s kills` asks for more
 
 
 def untimed(record: Record) -> Record:
