@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -182,37 +182,51 @@ def _resample_ranked(
         count = min(rows, resamples - start)
         index = rng.integers(samples, size=(count, samples)) + samples * np.arange(count)[:, None]
         often = np.bincount(index.ravel(), minlength=count * samples).reshape(count, samples)
-        pairs = zip(a, b, strict=True)
-        parts.append(np.stack([_spearman(x, often) - _spearman(y, often) for x, y in pairs], axis=1))
+        found = _spearman([*a, *b], often.T.astype(np.float64))
+        parts.append((found[: len(a)] - found[len(a) :]).T)
     return np.concatenate(parts)
 
 
-def _spearman(outcome: Outcome, often: NDArray[np.int64]) -> Floats:
-    """Spearman's correlation (rows,) of samples that each row of ``often`` (rows, samples) repeats.
+def _spearman(outcomes: Sequence[Outcome], often: Floats) -> Floats:
+    """Spearman's correlations (outcomes, columns) of samples that each column of ``often`` repeats.
 
-    Ties share their mean rank; constant predictions have correlation 0.
+    The outcomes have their references in common. Ties share their mean rank; constant predictions have
+    correlation 0. Ranks are halves, so that every sum is exact in whatever order it is taken.
     """
-    assert isinstance(outcome, Ranked)
-    x, y = (_centred_ranks(values, often) for values in (outcome.prediction, outcome.reference))
-    covariance, *variances = (np.einsum("ij,ij,ij->i", often, u, v) for u, v in ((x, y), (x, x), (y, y)))
-    scale = np.sqrt(variances[0] * variances[1])
-    return np.asarray(np.divide(covariance, scale, out=np.zeros_like(scale), where=scale > 0))
+    ranked = [outcome for outcome in outcomes if isinstance(outcome, Ranked)]
+    groups = _equal(ranked[0].reference)
+    references = groups.T @ _centred_ranks(groups @ often)
+    weighted = often * references
+    spread = (weighted * references).sum(0)
+    found = []
+    for outcome in ranked:
+        groups = _equal(outcome.prediction)
+        members = groups @ often
+        ranks = _centred_ranks(members)
+        covariance = (ranks * (groups @ weighted)).sum(0)
+        scale = np.sqrt((members * ranks**2).sum(0) * spread)
+        found.append(np.divide(covariance, scale, out=np.zeros_like(scale), where=scale > 0))
+    return np.stack(found)
 
 
-def _centred_ranks(values: Floats, often: NDArray[np.int64]) -> Floats:
-    """Each sample's mean rank among the repeated samples of a row, minus the mean of all ranks."""
+def _equal(values: Floats) -> Any:
+    """Which samples have which value, ascending: a sparse matrix (values, samples) of zeros and ones."""
+    from scipy.sparse import csr_array
+
     _, group = np.unique(values, return_inverse=True)
-    order = np.argsort(group, kind="stable")
-    starts = np.flatnonzero(np.diff(group[order], prepend=-1))
-    members = np.add.reduceat(often[:, order], starts, axis=1)
-    ranks = np.cumsum(members, axis=1) - (members - 1) / 2
-    return np.asarray(ranks[:, group] - (often.sum(axis=1, keepdims=True) + 1) / 2)
+    return csr_array((np.ones(group.size), (group, np.arange(group.size))))
+
+
+def _centred_ranks(members: Floats) -> Floats:
+    """The mean rank of each value's ``members`` (values, columns), minus the mean of all ranks."""
+    ranks = np.cumsum(members, axis=0) - (members - 1) / 2
+    return np.asarray(ranks - (members.sum(axis=0) + 1) / 2)
 
 
 def score(outcome: Outcome) -> float:
     """The accuracy, or Spearman's correlation, of one task's outcome."""
     if isinstance(outcome, Ranked):
-        return float(_spearman(outcome, np.ones((1, outcome.size), np.int64))[0])
+        return float(_spearman([outcome], np.ones((outcome.size, 1)))[0, 0])
     return float(outcome.mean())
 
 
