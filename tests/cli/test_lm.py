@@ -38,7 +38,7 @@ from tests.fixtures.tiny_any_lm import (
     write_lm_suite,
     write_lora,
 )
-from tests.hub.content import build_text
+from tests.hub.content import build_text, shared
 from tests.hub.server import Hub
 from tests.hub.text_models import LLAMA
 
@@ -344,7 +344,7 @@ def write_hub_task(folder: Path, name: str, prompt: str, more: str = "") -> Path
 
 @pytest.fixture(scope="module")
 def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
-    with Hub(build_text(tmp_path_factory.getbasetemp() / "hub-text")) as hub:
+    with Hub(build_text(shared(tmp_path_factory))) as hub:
         yield hub
 
 

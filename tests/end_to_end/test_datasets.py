@@ -19,7 +19,7 @@ from PIL import ExifTags, Image
 
 from benchmarks.suites import load as suites
 from tests.hub.client import ROOT, Client
-from tests.hub.content import SUITE, build
+from tests.hub.content import SUITE, build, shared
 from tests.hub.data import DATA, EVAL, TRAIN, samples
 from tests.hub.images import draw
 from tests.hub.server import Hub
@@ -54,7 +54,7 @@ Loaded = dict[str, Any]
 @pytest.fixture(scope="module")
 def loaded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Loaded]]:
     """What ``load_dataset`` made of each task's data set, at its pinned commit."""
-    content = build(tmp_path_factory.getbasetemp() / "hub")
+    content = build(shared(tmp_path_factory))
     with Hub(content) as hub, Client(hub.env(tmp_path_factory.mktemp("home"))) as client:
         found = {}
         for name, task in TASKS.items():
@@ -117,7 +117,7 @@ def test_some_training_splits_are_sorted_by_class(loaded: dict[str, Loaded]) -> 
 
 
 def test_the_content_is_built_once_and_is_small(tmp_path_factory: pytest.TempPathFactory) -> None:
-    folder = tmp_path_factory.getbasetemp() / "hub"
+    folder = shared(tmp_path_factory)
     home = build(folder)
     before = {path: path.stat().st_mtime_ns for path in home.rglob("*")}
     assert build(folder) == home
@@ -139,7 +139,7 @@ def test_rehearsal_suites_differ_from_the_bundled_in_counts_alone(tmp_path: Path
 
 
 def test_the_command_serves_until_it_is_stopped(tmp_path_factory: pytest.TempPathFactory) -> None:
-    folder = tmp_path_factory.getbasetemp() / "hub"
+    folder = shared(tmp_path_factory)
     build(folder)
     command = [sys.executable, "-m", "tests.hub", "--folder", str(folder)]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as served:
@@ -169,6 +169,6 @@ def test_some_images_have_odd_metadata() -> None:
 
 
 def test_the_unlabelled_split_has_no_labels(tmp_path_factory: pytest.TempPathFactory) -> None:
-    home = build(tmp_path_factory.getbasetemp() / "hub") / "datasets" / TASKS["stl10"].dataset.path
+    home = build(shared(tmp_path_factory)) / "datasets" / TASKS["stl10"].dataset.path
     (file,) = home.glob("data/unlabeled-*")
     assert set(pq.read_table(file)["label"].to_pylist()) == {-1}

@@ -7,10 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from results.analysis.analysis import Analysis
 from results.store.records import Record
 from results.tables.comparison import render
-from tests.hub.content import build
+from tests.hub.content import build, shared
 from tests.hub.server import Hub
 from tests.hub.suites import write_suites
 
@@ -21,9 +23,11 @@ def untimed(record: Record) -> Record:
     return record.model_copy(update={"seconds": {}, "peak_memory_bytes": 0, "record_sha256": None})
 
 
-def test_killed_runs_from_the_hub_end_in_the_same_tables(tmp_path: Path) -> None:
+def test_killed_runs_from_the_hub_end_in_the_same_tables(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     suite, *_ = write_suites(tmp_path / "suites")
-    with Hub(build(tmp_path / "content")) as hub:
+    with Hub(build(shared(tmp_path_factory))) as hub:
         for name, kills in (("whole", 0), ("killed", KILLS)):
             env = {
                 **hub.env(tmp_path / name / "hub", timeout=900),

@@ -18,7 +18,7 @@ from benchmarks.suites import load as suites
 from tests.hub import data, models
 from tests.hub.checkpoints import form_of
 from tests.hub.client import Client
-from tests.hub.content import SUITE, build
+from tests.hub.content import SUITE, build, shared
 from tests.hub.models import BASES, Size
 from tests.hub.server import Hub
 
@@ -32,7 +32,7 @@ answer = [sorted(map(str, keys)) for keys in info.values()] + [str(next(model.pa
 
 @pytest.fixture(scope="module")
 def content(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build(tmp_path_factory.getbasetemp() / "hub")
+    return build(shared(tmp_path_factory))
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from benchmarks.suites.forms import TextTask
 from epmq.checkpoints.lora import lora_merged
 from tests.hub import text_data, text_models
 from tests.hub.client import Client
-from tests.hub.content import build_text
+from tests.hub.content import build_text, shared
 from tests.hub.server import Hub
 from tests.hub.suites import TEXT_NAMES, write_suites
 from tests.hub.text_data import EVAL, TABLES, TRAIN
@@ -63,7 +63,7 @@ answer = tokens.batch_decode(model.generate(**inputs, max_length=10), skip_speci
 
 @pytest.fixture(scope="module")
 def content(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_text(tmp_path_factory.getbasetemp() / "hub-text")
+    return build_text(shared(tmp_path_factory))
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from benchmarks.sources import lock as locks
 from benchmarks.sources.lock import Lock
 from tests.fixtures.pinned_replica import Replica
 from tests.hub import text_data
-from tests.hub.content import build_text
+from tests.hub.content import build_text, shared
 from tests.hub.server import Hub
 from tests.hub.suites import rehearsal
 from tests.hub.text_data import REPOSITORY, TABLES
@@ -74,7 +74,7 @@ print(json.dumps({
 
 @pytest.fixture(scope="module")
 def content(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_text(tmp_path_factory.getbasetemp() / "hub-text")
+    return build_text(shared(tmp_path_factory))
 
 
 @dataclass(frozen=True)
