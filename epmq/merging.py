@@ -24,7 +24,12 @@ Checkpoint: TypeAlias = "Mapping[str, Tensor]"
 Merge: TypeAlias = "Callable[..., Iterator[tuple[str, Tensor]]]"
 MERGES: dict[str, Merge] = {}
 CHECKS: dict[str, Callable[..., None]] = {}  # of options, by merge
-BUNDLED = ("epmq.merges.spectral", "epmq.merges.dropped")
+BUNDLED = (
+    "epmq.merges.spectral",
+    "epmq.merges.dropped",
+    "epmq.merges.calibrated",
+    "epmq.merges.masked",
+)
 ENTRY_POINT_GROUP = "epmq.merges"  # of packages that add merging methods; the value names their module
 
 
