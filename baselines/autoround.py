@@ -17,7 +17,7 @@ STEPS = 200
 
 
 class Rounded(NamedTuple):
-    """A weight on its grid, float64: values and codes ``(rows, groups, width)``, grid ``(rows, groups, 1)``."""
+    """A weight on its grid, float64: ``(rows, groups, width)``, the grid ``(rows, groups, 1)``."""
 
     values: Tensor
     codes: Tensor
@@ -28,9 +28,9 @@ class Rounded(NamedTuple):
 class SignedDescent:
     """``q = s (clip(rint(u / s + V) + z) - z)`` over V in [-1/2, 1/2] and the ends of the range.
 
-    Factors a and b in [0, 1] shrink the range's low and high end: ``s`` is (a z_0 + b (m - z_0)) s_0 / m, ``z``
-    is rint(a z_0 s_0 / s), with m the largest code. On a symmetric grid b shrinks both ends. At V = 0 and
-    a = b = 1 the codes are those of ``found``.
+    Factors a and b in [0, 1] shrink the range's low and high end: ``s`` is (a z_0 + b (m - z_0)) s_0 / m,
+    ``z`` is rint(a z_0 s_0 / s), with m the largest code. On a symmetric grid b shrinks both ends. At V = 0
+    and a = b = 1 the codes are those of ``found``.
 
     Args:
         latent: u, ``(rows, columns)`` float64.
@@ -87,7 +87,7 @@ class SignedDescent:
 
 
 def seen_by_gptq(problem: LayerProblem, found: QuantizedWeight) -> Tensor:
-    """What GPTQ rounded column by column, ``(rows, columns)``: the centre with the errors before it passed on.
+    """What GPTQ rounds, ``(rows, columns)``: every column with the errors of those before it passed on.
 
     With ``H = F F^T``, F upper triangular, ``u_j = c_j + sum_{i<j} (c_i - q_i) F_ij / F_jj`` (Birnick 2025,
     arXiv 2507.18553).

@@ -36,7 +36,7 @@ def fit_grid(weight: Tensor, spec: QuantSpec, shrink: Tensor | float = 1.0) -> t
 
 
 def stored(scale: Tensor, spec: QuantSpec) -> Tensor:
-    """Scales as ``spec.scale_dtype`` holds them, in their own dtype; what it cannot hold is the nearest end."""
+    """Scales as ``spec.scale_dtype`` holds them, in their own dtype; beyond its range the nearest end."""
     dtype = torch.float16 if spec.scale_dtype == "float16" else torch.float32
     least = SMALLEST_HALF if spec.scale_dtype == "float16" else torch.finfo(dtype).smallest_normal
     return scale.clamp(least, torch.finfo(dtype).max).to(dtype).to(scale.dtype)

@@ -1,4 +1,4 @@
-"""AutoRound: the start is GPTQ, every step is the one that automatic differentiation takes, no row gets worse."""
+"""AutoRound: the start is GPTQ, steps are those of automatic differentiation, no row gets worse."""
 
 from __future__ import annotations
 
