@@ -101,7 +101,8 @@ def seen_by_gptq(problem: LayerProblem, found: QuantizedWeight) -> Tensor:
     upper = torch.linalg.cholesky(hessian.flip(0, 1)).flip(0, 1)
     gap = (problem.centre - found.dequantize().double())[:, order]
     passed = gap @ (upper / upper.diagonal()).triu(1)
-    return problem.centre + passed[:, torch.argsort(order)]
+    latent: Tensor = problem.centre + passed[:, torch.argsort(order)]
+    return latent
 
 
 @baseline(

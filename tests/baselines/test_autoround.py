@@ -45,10 +45,10 @@ def by_differentiation(problem: LayerProblem, spec: QuantSpec, steps: int) -> Te
         gap = ((codes - zero) * scale).flatten(1) - problem.centre
         objective = ((gap @ problem.hessian) * gap).sum(1)
         least = torch.minimum(least, objective.detach())
-        gradients = torch.autograd.grad(objective.sum(), (offset, low, high), allow_unused=True)
+        gradients = torch.autograd.grad(objective.sum(), (offset, low, high), materialize_grads=True)
         rate = (1 - step / STEPS) / STEPS
         learnt = [
-            each if gradient is None else (each - rate * gradient.sign()).clamp(*limits)
+            (each - rate * gradient.sign()).clamp(*limits)
             for each, gradient, limits in zip(learnt, gradients, ((-0.5, 0.5), (0, 1), (0, 1)), strict=True)
         ]
     return least

@@ -156,7 +156,7 @@ def test_qep_moves_the_centre_by_the_damped_correction_and_not_the_metric(tiny_v
 
 
 def test_rows_without_experts_read_none(tiny_visual: TinyVisual) -> None:
-    experts = {task: {} for task in tiny_visual.experts}
+    experts: dict[str, dict[str, Tensor]] = {task: {} for task in tiny_visual.experts}
     for name in ("qep", "gptaq"):
         tower = copy.deepcopy(tiny_visual.tower)
         (own,) = CONTROLS[name].passes
