@@ -1,10 +1,11 @@
 """Layer objectives of every rounding relative to GPTQ's, on the real layers of an embedded suite.
 
-``python -m benchmarks.studies.objectives micro-clip-8 --out FILE`` walks the merged model with GPTQ; each layer's
-problem, on inputs from the layers that GPTQ has rounded before it, is given to every registered rounding, whose
-objective and processor seconds are taken. So all of them round the same problems. It is done with both targets
-at 4, 3 and 2 bits per channel and at 2 bits in groups of 32, and prints a table. FILE, JSON, keeps every setting
-when it is done, so that the same command goes on after an interruption, and adds what was registered since.
+``python -m benchmarks.studies.objectives micro-clip-8 --out FILE`` walks the merged model with GPTQ; each
+layer's problem, on inputs from the layers that GPTQ has rounded before it, is given to every registered
+rounding, whose objective and processor seconds are taken. So all of them round the same problems. It is done
+with both targets at 4, 3 and 2 bits per channel and at 2 bits in groups of 32, and prints a table. FILE
+(JSON) keeps every setting when it is done: the same command goes on after an interruption, and adds what was
+registered since.
 """
 
 from __future__ import annotations
@@ -125,14 +126,18 @@ def _read(file: Path) -> dict[str, Any]:
 
 
 def table(content: dict[str, Any]) -> str:
-    """Markdown: a line for each rounding, ratios by target and grid, then the mean seconds a layer."""
+    """Markdown: a line for each rounding, ratios by target and grid, then mean milliseconds a layer."""
     rows = content["rows"]
-    heading = ["rounding", *(f"{target}, {_grid(spec)}" for target, spec in product(TARGETS, SPECS)), "s a layer"]
+    heading = [
+        "rounding",
+        *(f"{target}, {_grid(spec)}" for target, spec in product(TARGETS, SPECS)),
+        "ms a layer",
+    ]
     lines = []
     for name in sorted({row["rounding"] for row in rows}, key=lambda name: (name != "gptq", name)):
         own = [row for row in rows if row["rounding"] == name]
         seconds = sum(row["seconds"] for row in own) / len(own)
-        lines.append([f"`{name}`", *_ratios(own), f"{seconds:.2f}"])
+        lines.append([f"`{name}`", *_ratios(own), f"{1000 * seconds:.0f}"])
     return tabulate(lines, heading, "pipe", disable_numparse=True)
 
 

@@ -18,12 +18,10 @@ ROUND_OFF = 1e-12  # of a task's energy; what it has in a direction below this i
 def calibrated(
     merged: Iterator[tuple[str, Tensor]], base: Checkpoint, experts: Sequence[Checkpoint], floor: float
 ) -> Iterator[tuple[str, Tensor]]:
-    """The stream of any merge with its singular values calibrated (Li et al. 2026, arXiv 2602.05536).
+    """The stream of any merge with its singular values calibrated, see :func:`task_arithmetic_svc`.
 
-    With ``tau = W - W_0 = U S V^T`` of a merged matrix and ``s_rt`` the coefficient of ``u_r^T tau`` on
-    ``u_r^T D_t``, ``S_r`` is divided by the mean over tasks of ``max(floor, s_rt)``: a direction that several
-    tasks share, and that their sum counts several times, shrinks to what one of them has there. A task that
-    does nothing in a direction has ``s_rt = 0``. Float64.
+    A direction that several tasks share, and that their sum counts several times, shrinks to what one of them
+    has there. A task that does nothing in a direction has the coefficient 0. Float64.
 
     Args:
         merged: names and tensors of a merge of ``base`` and ``experts``.
@@ -58,16 +56,20 @@ def _ties_and_floor(*, scale: float = 0.3, keep: float = 0.2, floor: float = FLO
     _floor(floor=floor)
 
 
-@merge_method("task-arithmetic-svc", check=_floor)
+@merge_method("task-arithmetic-svc", reference="arXiv:2602.05536", check=_floor)
 def task_arithmetic_svc(
     base: Checkpoint, experts: Sequence[Checkpoint], *, scale: float = 0.3, floor: float = FLOOR
 ) -> Iterator[tuple[str, Tensor]]:
-    """Task arithmetic, then singular-value calibration (arXiv 2602.05536), see :func:`calibrated`."""
+    """Task arithmetic, then singular-value calibration (Li et al. 2026, arXiv 2602.05536).
+
+    With ``tau = U S V^T`` of a merged matrix and ``s_rt`` the coefficient of ``u_r^T tau`` on ``u_r^T D_t``,
+    ``S_r`` is divided by the mean over tasks of ``max(floor, s_rt)``. What is no matrix stays as merged.
+    """
     _floor(floor=floor)
     return calibrated(task_arithmetic(base, experts, scale=scale), base, experts, floor)
 
 
-@merge_method("ties-svc", check=_ties_and_floor)
+@merge_method("ties-svc", reference="arXiv:2602.05536", check=_ties_and_floor)
 def ties_svc(
     base: Checkpoint,
     experts: Sequence[Checkpoint],
@@ -77,7 +79,7 @@ def ties_svc(
     floor: float = FLOOR,
     multiplicity: Mapping[str, int] | None = None,
 ) -> Iterator[tuple[str, Tensor]]:
-    """TIES, then singular-value calibration (arXiv 2602.05536), see :func:`calibrated`."""
+    """TIES, then singular-value calibration as of ``task-arithmetic-svc``."""
     _floor(floor=floor)
     return calibrated(
         ties(base, experts, scale=scale, keep=keep, multiplicity=multiplicity), base, experts, floor

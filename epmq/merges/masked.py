@@ -19,7 +19,7 @@ def _masks(*, scale: float = 0.3, mask: float = 0.4, agreeing: int = 2) -> None:
         raise UserError(f"consensus: agreeing {agreeing} is out of range; give a number of tasks, 0 or more")
 
 
-@merge_method("consensus", check=_masks)
+@merge_method("consensus", reference="arXiv:2405.07813", check=_masks)
 def consensus(
     base: Checkpoint,
     experts: Sequence[Checkpoint],
