@@ -79,7 +79,7 @@ def _of_recipe(recipe: Recipe) -> Entry:
     settings: dict[str, Any] = {}
     for number, each in enumerate(recipe.passes):
         prefix = "then." * number
-        settings |= {f"{prefix}{name}": value for name, value in (each.defaults | each.fixed).items()}
+        settings |= {f"{prefix}{name}": value for name, value in {**each.defaults, **each.fixed}.items()}
     if recipe.search is not None:
         settings |= {f"searched {name}": value for name, value in recipe.search.recorded.items()}
     return Entry(

@@ -95,8 +95,7 @@ def test_the_cross_product_and_its_controls() -> None:
     full = ["merged", "expert-linears", "epmq-fp", "epmq-features-fp"]
     full += ["epmq-no-anchor-fp", "epmq-features-no-anchor-fp", "featcal", "distilled", "merged-auto"]
     rounded = ["two-step", "two-step-weights", "featcal-gptq", "gptq-compensated", "qep", "gptaq"]
-    rounded += ["merged-auto-gptq"]
-    rounded += ["distilled-gptq", "distilled-epmq", "distilled-qat"]
+    rounded += ["merged-auto-gptq", "distilled-gptq", "distilled-epmq", "distilled-qat"]
     per_merge: list[tuple[str, int | None]] = [(name, None) for name in full]
     per_merge += [(name, bits) for name in rounded for bits in (4, 3)]
     assert controls == Counter(
@@ -175,9 +174,8 @@ def test_every_axis_is_in_the_record() -> None:
     featcal = expand(request(controls=["featcal-gptq"]))[0]
     others = set(LATER) - {"anchor_in", "asymmetry"}  # which QEP and GPTAQ set
     assert featcal.axes.keys() == every | others | {f"then.{name}" for name in then}
-    (qep,), (gptaq,) = (expand(request(method=[], controls=[name])) for name in ("qep", "gptaq"))
-    assert qep.axes.keys() == every | {"anchor_in"}
-    assert gptaq.axes.keys() == every | {"asymmetry"}
+    for name, own in (("qep", "anchor_in"), ("gptaq", "asymmetry")):
+        assert expand(request(controls=[name]))[0].axes.keys() == every | {own}
 
 
 def test_axes_that_joined_later_leave_the_keys_of_older_cells_alone() -> None:

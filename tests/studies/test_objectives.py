@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+import baselines
 from benchmarks.run.executors import open_workbench
 from benchmarks.studies import objectives
 from benchmarks.studies.objectives import Measured, search, table
@@ -22,7 +23,7 @@ def test_ratios_are_relative_layer_by_layer() -> None:
 
 def test_a_study_of_a_tiny_suite(tiny: TinySuite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(objectives, "SPECS", (QuantSpec(3), QuantSpec(2)))
-    monkeypatch.setattr(objectives.baselines, "names", lambda: ["gptq", "gptq-descent", "rtn"])
+    monkeypatch.setattr(baselines, "names", lambda: ["gptq", "gptq-descent", "rtn"])
     bench, file = open_workbench(tiny.suite), tmp_path / "found.json"
     found = search(bench, file, samples=8)
     rows = {(row["target"], row["bits"], row["rounding"]): row["ratio"] for row in found["rows"]}
