@@ -80,7 +80,7 @@ def test_the_default_comparison_is_the_papers_with_every_control_and_ablation(na
     assert set().union(*named) == set(CONTROLS)
     assert {"rtn", "gptq", "awq", "epmq", "epmq-rtn", "epmq-awq", "epmq-features"} <= set(options["method"])
     assert {"epmq-no-anchor", "epmq-features-no-anchor"} <= set(options["method"])
-    assert len(expand(Request(**options))) == 68
+    assert len(expand(Request(**options))) == 72
 
 
 @pytest.mark.parametrize("name", suites.names())
