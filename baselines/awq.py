@@ -111,6 +111,10 @@ def _plain(problem: LayerProblem, spec: QuantSpec) -> QuantizedWeight:
 
 @baseline("awq", reference="arXiv:2306.00978", summary="activation-aware input scales and clip search")
 def awq(problem: LayerProblem, spec: QuantSpec) -> QuantizedWeight:
-    """The candidate of the scale and clip search with the smallest objective."""
+    """Columns times ``s_j = rms(x_j)^a``, a from 0 to .95, clipped to the range of least weighted error.
+
+    Of all candidates, rounding to nearest among them, the one with the smallest objective. The public code
+    folds the scales into what is before the layer; here they are stored with it and counted.
+    """
     candidates = (_plain(problem, spec), *(_searched(problem, spec, s) for s in _input_scales(problem)))
     return min(candidates, key=lambda found: problem.objective(found.dequantize()))

@@ -6,6 +6,7 @@ from dataclasses import replace
 from functools import partial
 
 from baselines.recipes import (
+    AUTO_MERGE,
     DISTILLED,
     GPTQ,
     NO_ANCHOR_A,
@@ -64,6 +65,20 @@ FEATCAL = Pass(
 # The merged model in full precision is its own teacher: what errors of earlier layers did to a layer's inputs
 # is made up for, and no expert is read. QEP (arXiv 2504.09629) with its factor at 1.
 COMPENSATED = Pass("expert", {"teacher": "merged", "mixing": 1.0})
+# QEP at the factor and the damping of its paper: W* = W_m + a W_m E[(x~ - x) x^T] (G + d mean(diag G) I)^-1.
+QEP = Pass(
+    "expert",
+    {
+        "teacher": "merged",
+        "mixing": 0.5,
+        "anchor": 1.0,
+        "anchor_scale": "relative",
+        "anchor_point": 1.0,
+        "anchor_in": "centre",
+    },
+)
+# GPTAQ (arXiv 2504.02692): GPTQ's column loop with a term for the same errors, at the factor of its code.
+GPTAQ = Pass("merged", {"asymmetry": 0.25})
 CONTROLS = {
     recipe.name: recipe
     for recipe in (
@@ -92,6 +107,20 @@ CONTROLS = {
             reference="arXiv:2508.03121",
         ),
         _control("merged", "the merged model in full precision", reference=""),
+        _control(
+            "merged-auto",
+            "the merged model in full precision, its factor chosen on held-out calibration samples",
+            search=AUTO_MERGE,
+            reference="",
+        ),
+        _control(
+            "merged-auto-gptq",
+            "the merged model with a factor chosen on held-out calibration samples, then GPTQ",
+            (GPTQ,),
+            "gptq",
+            search=AUTO_MERGE,
+            reference="arXiv:2210.17323",
+        ),
         _control(
             "expert-linears",
             "the merged model with each task's own expert's linear layers: the ceiling of layer-wise targets",
@@ -138,6 +167,20 @@ CONTROLS = {
             (COMPENSATED,),
             "gptq",
             reference="arXiv:2504.09629",
+        ),
+        _control(
+            "qep",
+            "GPTQ of weights corrected towards the merged model's own full-precision stream",
+            (QEP,),
+            "gptq",
+            reference="arXiv:2504.09629",
+        ),
+        _control(
+            "gptaq",
+            "GPTQ with a term for the errors of the layers before, towards the merged model's own stream",
+            (GPTAQ,),
+            "gptq",
+            reference="arXiv:2504.02692",
         ),
         _control(
             "distilled",

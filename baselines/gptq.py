@@ -18,7 +18,12 @@ if TYPE_CHECKING:  # what needs torch is imported when a layer is rounded
     summary="column by column, errors passed on through the inverse Hessian",
 )
 def gptq(problem: LayerProblem, spec: QuantSpec) -> QuantizedWeight:
-    """The column loop of :func:`epmq.layer.gptq.gptq`."""
+    """Column by column, ``q_j = Q(w_j)`` and ``w_k -= (w_j - q_j) R_jk / R_jj`` for those behind.
+
+    ``R`` is upper triangular with ``H^-1 = R^T R``. Scales of a group are fitted on the columns as the loop
+    finds them; the original code reads columns that the current block has not updated yet where groups are
+    smaller than a block.
+    """
     from epmq.layer import gptq as core
 
     return core.gptq(problem, spec)

@@ -57,7 +57,7 @@ class Pass:
         fixed = {**self.fixed, **(self.pooled if pooled else {})}
         given = {**self.defaults, **suite, **overrides, "target": self.target, **fixed}
         found, plain = Calibration(**given), Calibration()
-        idle = (*found.idle, *(() if rounded else ("damping",)))
+        idle = (*found.idle, *(() if rounded else ("damping", "anchor_in", "asymmetry")))
         return replace(found, **{name: getattr(plain, name) for name in idle})
 
 
@@ -167,6 +167,8 @@ AUTO = Search(
         "task_weight": ("uniform", "frobenius"),
     },
 )
+# The merge's own options alone.
+AUTO_MERGE = Search(AUTO.merge)
 FAMILIAR = {
     recipe.name: recipe
     for recipe in (

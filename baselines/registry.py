@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from epmq import plugins
 from epmq.errors import UserError, choose
@@ -28,7 +28,9 @@ if TYPE_CHECKING:
     from epmq.layer.weight import QuantizedWeight
 
 ENTRY_POINT_GROUP = "epmq.baselines"
+Needs = Literal["none", "Hessian"]
 NO_METHODS = (
+    "catalogue",
     "contract",
     "controls",
     "named",
@@ -40,13 +42,17 @@ NO_METHODS = (
 
 @dataclass(frozen=True)
 class Baseline:
-    """A registered rounding method: callable, with its reference and a one-line summary."""
+    """A registered rounding method: callable, with its reference and a one-line summary.
+
+    ``needs`` is what of a layer's problem it reads besides the weights.
+    """
 
     name: str
     rounding: Rounding
     reference: str
     summary: str
     origin: str
+    needs: Needs = "Hessian"
 
     def __call__(self, problem: LayerProblem, spec: QuantSpec) -> QuantizedWeight:
         """Round ``problem.centre``; see :class:`epmq.layer.problem.LayerProblem`."""
@@ -56,15 +62,18 @@ class Baseline:
 _REGISTRY: dict[str, Baseline] = {}
 
 
-def baseline(name: str, *, reference: str, summary: str) -> Callable[[Rounding], Rounding]:
+def baseline(
+    name: str, *, reference: str, summary: str, needs: Needs = "Hessian"
+) -> Callable[[Rounding], Rounding]:
     """Register a rounding method under ``name``; raises UserError when the name is taken."""
+    choose("needs", needs, ("none", "Hessian"))
 
     def register(function: Rounding) -> Rounding:
         origin = f"{function.__module__}.{function.__qualname__}"
         if name in _REGISTRY and _REGISTRY[name].origin != origin:
             taken = _REGISTRY[name].origin
             raise UserError(f"baseline {name!r} of {origin} is already registered by {taken}; rename it")
-        _REGISTRY[name] = Baseline(name, function, reference, summary, origin)
+        _REGISTRY[name] = Baseline(name, function, reference, summary, origin, needs)
         return function
 
     return register

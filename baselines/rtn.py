@@ -12,7 +12,12 @@ if TYPE_CHECKING:  # what needs torch is imported when a layer is rounded
     from epmq.layer.weight import QuantizedWeight
 
 
-@baseline("rtn", reference="folklore", summary="round every weight to the nearest point of a min-max grid")
+@baseline(
+    "rtn",
+    reference="folklore",
+    summary="round every weight to the nearest point of a min-max grid",
+    needs="none",
+)
 def rtn(problem: LayerProblem, spec: QuantSpec) -> QuantizedWeight:
     """Nearest grid point of the centre; the Hessian is not used."""
     from epmq.layer.grid import by_group, fit_grid

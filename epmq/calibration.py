@@ -18,13 +18,14 @@ GUIDED = (
     "anchor",
     "anchor_scale",
     "anchor_point",
+    "anchor_in",
     "teacher",
     "biases",
     "norms",
 )  # expert target only
 # Axes that joined after results were kept. They are recorded where they are not at their default, so that
 # older cells keep their keys.
-LATER = ("sequential", "anchor_point", "biases", "norms", "patch_scope")
+LATER = ("sequential", "anchor_point", "anchor_in", "asymmetry", "biases", "norms", "patch_scope")
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,12 @@ class Calibration:
         anchor_scale: lambda ``"relative"`` to the mean diagonal of sum_t c_t G_t, or ``"absolute"``.
         anchor_point: rho of A = rho W_m + (1 - rho) W_0, what the anchor pulls to, with W_0 of the base
             model. 1 is the merged model; FeatCal (arXiv 2605.13030) goes past it, to 2.2.
+        anchor_in: what lambda is part of: the ``"objective"``, so that it shapes both W* and the metric that
+            W* is rounded in, or the ``"centre"`` W* alone, as QEP (arXiv 2504.09629) damps its correction.
+        asymmetry: a of GPTAQ (arXiv 2504.02692), for the merged target on inputs from the model quantised so
+            far: GPTQ's column loop then also makes up for what the layers before did to these inputs x, by
+            a E[(x~ - x) x^T] with x~ those of the merged model in full precision. 0 is GPTQ, 0.25 GPTAQ's own
+            value. Roundings without a column loop pass it over.
         task_weight: c_t, ``"uniform"`` or ``"frobenius"`` (1 / ||G_t||_F).
         damping: GPTQ's ridge on the Hessian that is rounded in, relative to its mean diagonal; it does not
             touch the centre.
@@ -72,6 +79,8 @@ class Calibration:
     anchor: float = 0.001
     anchor_scale: AnchorScale = "relative"
     anchor_point: float = 1.0
+    anchor_in: Literal["objective", "centre"] = "objective"
+    asymmetry: float = 0.0
     task_weight: TaskWeight = "uniform"
     damping: float = 0.01
     teacher: Literal["experts", "merged"] = "experts"
@@ -87,6 +96,7 @@ class Calibration:
         choose("target", self.target, ("merged", "expert"))
         choose("source", self.source, ("merged", "quantised", "expert-block", "expert"))
         choose("anchor_scale", self.anchor_scale, ("relative", "absolute"))
+        choose("anchor_in", self.anchor_in, ("objective", "centre"))
         choose("task_weight", self.task_weight, ("uniform", "frobenius"))
         choose("recalibrate", self.recalibrate, ("none", "bias"))
         choose("teacher", self.teacher, ("experts", "merged"))
@@ -94,7 +104,7 @@ class Calibration:
         choose("patch_scope", self.patch_scope, ("outputs", "queries"))
         choose("biases", self.biases, ("kept", "closed-form"))
         choose("norms", self.norms, ("kept", "closed-form"))
-        for name in ("mixing", "off_diagonal", "patch_weight"):
+        for name in ("mixing", "off_diagonal", "patch_weight", "asymmetry"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"{name} {getattr(self, name)} is out of range; give a number from 0 to 1")
         for name in ("anchor", "damping", "anchor_point"):
@@ -105,8 +115,19 @@ class Calibration:
 
     @property
     def follows_experts(self) -> bool:
-        """Whether each expert's own stream is walked beside the model's."""
-        return self.source == "expert" or (self.target == "expert" and self.mixing > 0)
+        """Whether each teacher's own stream is walked beside the model's."""
+        mixed = self.target == "expert" and self.mixing > 0
+        return self.source == "expert" or mixed or self.asymmetric
+
+    @property
+    def asymmetric(self) -> bool:
+        """Whether inputs are told from those in full precision."""
+        return self.target == "merged" and self.source == "quantised" and self.asymmetry > 0
+
+    @property
+    def own_teacher(self) -> bool:
+        """Whether the merged model in full precision is the teacher."""
+        return self.teacher == "merged" or self.asymmetric
 
     @property
     def idle(self) -> tuple[str, ...]:
@@ -114,6 +135,8 @@ class Calibration:
         found = GUIDED if self.target == "merged" else ()
         if self.source != "quantised":
             found = (*found, "sequential")
+        if self.target == "expert" or self.source != "quantised":
+            found = (*found, "asymmetry")
         if self.patch_weight == 1:
             found = (*found, "patch_scope")
         if self.closed_biases:

@@ -220,26 +220,28 @@ class _Sums:
     """Sums over one task's tokens, each times its weight w: of x x^T, x, and of the targets W_t x~.
 
     With x~ = (1 - a) x + a x_teacher other than x, also of x~ x^T and x~ x~^T, or, where a layer has fewer
-    rows than columns, of y x^T and ||y||^2 with y = W_t x~.
+    rows than columns, of y x^T and ||y||^2 with y = W_t x~. Where it is asked for, of (x_teacher - x) x^T.
     """
 
     weight: Tensor
     bias: Tensor
     mixing: float
     off_diagonal: float
+    asymmetric: bool
     gram: Tensor | float = 0.0
     cross: Tensor | float = 0.0
     mixed_gram: Tensor | float = 0.0
     energy: float = 0.0
     mean: Tensor | float = 0.0
     mixed_mean: Tensor | float = 0.0
+    shift: Tensor | float = 0.0
     total: float = 0.0
 
     @classmethod
     def of(cls, teacher: nn.Module, rows: Rows, calibration: Calibration) -> _Sums:
         weight, bias = stacked(teacher, rows)
         mixing = calibration.mixing if calibration.target == "expert" else 0.0
-        return cls(weight, bias, mixing, calibration.off_diagonal)
+        return cls(weight, bias, mixing, calibration.off_diagonal, calibration.asymmetric)
 
     @property
     def narrow(self) -> bool:
@@ -252,6 +254,8 @@ class _Sums:
         self.total += float(len(x)) if counted is None else float(counted.double().sum())
         self.gram = self.gram + (x.T @ weighed).double()
         self.mean = self.mean + weighed.sum(0).double()
+        if self.asymmetric and teacher_x is not None:
+            self.shift = self.shift + ((teacher_x - x).T @ weighed).double()
         if not self.mixing or teacher_x is None:
             return
         mixed = (1 - self.mixing) * x + self.mixing * teacher_x
@@ -277,6 +281,10 @@ def _fold(into: Gathered, sums: _Sums) -> None:
         share = into.moments.fold(_shrunk(gram, sums.off_diagonal), *_target(sums))
     else:
         share = into.moments.add(_shrunk(gram, sums.off_diagonal), sums.weight)
+    if sums.asymmetric:
+        shift = sums.shift / sums.total
+        assert isinstance(shift, Tensor)
+        into.moments.add_shift(_shrunk(shift, sums.off_diagonal), share)
     into.mean_input += share * mean
     into.mean_target += share * (sums.weight @ mixed_mean + sums.bias)
 

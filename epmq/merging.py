@@ -24,14 +24,23 @@ Checkpoint: TypeAlias = "Mapping[str, Tensor]"
 Merge: TypeAlias = "Callable[..., Iterator[tuple[str, Tensor]]]"
 MERGES: dict[str, Merge] = {}
 CHECKS: dict[str, Callable[..., None]] = {}  # of options, by merge
-BUNDLED = ("epmq.merges.spectral", "epmq.merges.dropped")
+REFERENCES: dict[str, str] = {}  # the paper, by merge
+BUNDLED = (
+    "epmq.merges.spectral",
+    "epmq.merges.dropped",
+    "epmq.merges.calibrated",
+    "epmq.merges.masked",
+)
 ENTRY_POINT_GROUP = "epmq.merges"  # of packages that add merging methods; the value names their module
 
 
-def merge_method(name: str, *, check: Callable[..., None] | None = None) -> Callable[[Merge], Merge]:
+def merge_method(
+    name: str, *, reference: str = "", check: Callable[..., None] | None = None
+) -> Callable[[Merge], Merge]:
     """Register a merging method under ``name``.
 
     Args:
+        reference: where it is from, as ``arXiv:2212.04089``.
         check: called with the method's options; raises UserError for one out of range, before any work.
     """
 
@@ -39,6 +48,7 @@ def merge_method(name: str, *, check: Callable[..., None] | None = None) -> Call
         if name in MERGES:
             raise UserError(f"merge {name!r} is registered twice")
         MERGES[name] = function
+        REFERENCES[name] = reference
         if check is not None:
             CHECKS[name] = check
         return function
@@ -84,7 +94,7 @@ def merge(name: str, base: Checkpoint, experts: Sequence[Checkpoint], **options:
     return dict(MERGES[name](base, experts, **options))
 
 
-@merge_method("simple-average")
+@merge_method("simple-average", reference="arXiv:2203.05482")
 def simple_average(base: Checkpoint, experts: Sequence[Checkpoint]) -> Iterator[tuple[str, Tensor]]:
     """theta = (1/T) sum_t theta_t; the base is not part of the mean."""
     import torch
@@ -99,7 +109,7 @@ def simple_average(base: Checkpoint, experts: Sequence[Checkpoint]) -> Iterator[
         yield name, total / len(experts)
 
 
-@merge_method("task-arithmetic")
+@merge_method("task-arithmetic", reference="arXiv:2212.04089")
 def task_arithmetic(
     base: Checkpoint, experts: Sequence[Checkpoint], *, scale: float = 0.3
 ) -> Iterator[tuple[str, Tensor]]:
@@ -121,7 +131,7 @@ def _ties_options(*, scale: float = 0.3, keep: float = 0.2) -> None:
         raise UserError(f"ties: keep {keep} is out of range; give a share in (0, 1]")
 
 
-@merge_method("ties", check=_ties_options)
+@merge_method("ties", reference="arXiv:2306.01708", check=_ties_options)
 def ties(
     base: Checkpoint,
     experts: Sequence[Checkpoint],

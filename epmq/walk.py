@@ -94,7 +94,7 @@ def walk(
     """
     _check(experts, inputs)
     refuse_unfit(tower, calibration, base)
-    if calibration.teacher == "merged":
+    if calibration.own_teacher:
         own = {key: parameter.detach().clone() for key, parameter in tower.merged_parameters().items()}
         experts = dict.fromkeys(inputs, own)
     chosen = layer_groups(tower, calibration.layers)
@@ -302,6 +302,8 @@ def _problem(merged: Tensor, moments: Moments, calibration: Calibration, point: 
         anchor_scale=calibration.anchor_scale,
         damping=calibration.damping,
         point=point,
+        anchor_in=calibration.anchor_in,
+        asymmetry=calibration.asymmetry,
     )
 
 

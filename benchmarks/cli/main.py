@@ -58,19 +58,10 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _list(options: argparse.Namespace) -> int:
-    import baselines
-    from baselines import refinements
-    from baselines.controls import CONTROLS
-    from baselines.recipes import familiar
-    from epmq.merging import known
+    from baselines import catalogue
 
-    refined = refinements.names()
-    roundings = [baselines.get(name) for name in baselines.names()]
-    methods = [{"name": r.name, "summary": r.summary, "reference": r.reference} for r in roundings]
-    methods += [{"name": r.name, "summary": r.summary, "reference": r.reference} for r in familiar().values()]
-    listed: dict[str, list[dict[str, str]]] = {
-        "methods": [row for row in methods if fnmatchcase(row["name"], options.pattern)]
-    }
+    methods = [*catalogue.roundings(), *catalogue.methods()]
+    listed = {"methods": [each.row for each in methods if fnmatchcase(each.name, options.pattern)]}
     if not listed["methods"]:
         raise UserError(f"no method matches {options.pattern!r}; 'epmq list' shows all")
     if options.pattern == "*":
@@ -79,25 +70,25 @@ def _list(options: argparse.Namespace) -> int:
                 *({"name": n, "summary": suites.load(n).description} for n in suites.names()),
                 {"name": any_lm.NAME, "summary": "any Llama-like model, its experts and their tasks"},
             ],
-            "merges": [{"name": n, "summary": _first_line(f.__doc__)} for n, f in known().items()],
+            "merges": [each.row for each in catalogue.merges()],
             **listed,
-            "controls": [{"name": r.name, "summary": r.summary} for r in CONTROLS.values()],
-            "refinements": [{"name": r.name, "summary": r.summary} for r in map(refinements.get, refined)],
+            "controls": [each.row for each in catalogue.controls()],
+            "refinements": [each.row for each in catalogue.trained()],
         }
     show((json.dumps(listed, indent=2) if options.json else _as_text(listed)) + "\n")
     return 0
 
 
-def _first_line(text: str | None) -> str:
-    return (text or "").strip().partition("\n")[0]
-
-
 def _as_text(listed: dict[str, list[dict[str, str]]]) -> str:
-    width = max(len(row["name"]) for rows in listed.values() for row in rows)
-    blocks = []
-    for title, rows in listed.items():
-        blocks.append("\n".join([title, *(f"  {row['name']:<{width}}  {row['summary']}" for row in rows)]))
-    return "\n\n".join(blocks)
+    """A block for each kind, its rows in columns as wide as they need to be over all blocks."""
+    shown = ("name", "family", "needs", "reference")
+    width = {key: max(len(row.get(key, "")) for rows in listed.values() for row in rows) for key in shown}
+
+    def line(row: dict[str, str]) -> str:
+        columns = [f"{row[key]:<{width[key]}}" for key in shown if key in row]
+        return "  " + "  ".join([*columns, row["summary"]])
+
+    return "\n\n".join("\n".join([title, *map(line, rows)]) for title, rows in listed.items())
 
 
 if __name__ == "__main__":

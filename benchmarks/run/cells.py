@@ -215,7 +215,7 @@ def _cells(request: Request, recipe: Recipe, start: str, bits: int | None) -> It
         None if each is None else Refining(each.name, each.budget(request.refinement, text=text, exact=exact))
         for each, exact in ((recipe.before, True), (recipe.after, recipe.rounding is None))
     )
-    calibrated = passes or before or after
+    calibrated = passes or before or after or recipe.search
     given = {name for each in (request.calibration, *request.merge_options) for name in each}
     search = recipe.search and recipe.search.without(given)
     draws = list(product(request.samples, request.seeds)) if calibrated else [(None, 0)]

@@ -22,7 +22,7 @@ def table(words: Sequence[str]) -> str:
     Either ``SUITE PATTERN ... : COLUMN, COLUMN, ...`` (rows MERGE/METHOD/BITS and columns of the committed
     table, in its order), or ``tasks SUITE ROW=HEADING ...`` (a line for each task and their average), or
     ``balanced SUITE ROW=HEADING ...`` (balanced accuracies, beside each task's largest class), or ``paper``,
-    or ``plan SUITE SUITE ...``.
+    or ``plan SUITE SUITE ...``, or ``registry KIND`` (see docs/tools/registry.py), or ``objectives SUITE``.
 
     Raises:
         UserError: there is no such table, row or column.
@@ -32,6 +32,8 @@ def table(words: Sequence[str]) -> str:
         return _headline()
     if kind == "plan":
         return _plans(rest)
+    if kind in ("registry", "objectives"):
+        return _of_registry(kind, rest)
     if kind == "tasks":
         return _tasks(rest[0], [word.partition("=")[::2] for word in rest[1:]])
     if kind == "balanced":
@@ -41,6 +43,14 @@ def table(words: Sequence[str]) -> str:
     line = " ".join(rest)
     patterns, _, columns = line.partition(" : ")
     return _rows(kind, patterns.split(), [column.strip() for column in columns.split(",")])
+
+
+def _of_registry(kind: str, rest: Sequence[str]) -> str:
+    from docs.tools.registry import objectives, registered  # imports torch, which no other page needs
+
+    if len(rest) != 1:
+        raise UserError(f"'{kind}' takes one word, not {len(rest)}")
+    return registered(rest[0]) if kind == "registry" else objectives(rest[0])
 
 
 def _rows(suite: str, patterns: Sequence[str], columns: Sequence[str]) -> str:

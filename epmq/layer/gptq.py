@@ -35,27 +35,35 @@ def _round_rows(
     scale: Array,
     zero: Array,
     group: Array,
+    past: Array,
     max_code: Any,
     codes: Array,
 ) -> None:
     """Round some rows of a block of columns; ``block`` then holds each column's error over the diagonal.
 
     ``block``, ``codes``: (width, rows); ``factor``: (width, width), upper triangular; ``scale``, ``zero``:
-    (groups, rows); ``group``: (width,), each column's group.
+    (groups, rows); ``group``: (width,), each column's group; ``past``: (width, width), strictly upper
+    triangular, what a column's value before rounding adds to those behind it, or (0, 0) for nothing.
     """
     lowest = block.dtype.type(0)
     for first in range(start, stop, STRIP):
         count = min(STRIP, stop - first)
         weight = block[:, first : first + count].copy()
+        before = weight[0].copy()
         for j in range(len(block)):
             for row in range(count):
                 step, shift = scale[group[j], first + row], zero[group[j], first + row]
+                before[row] = weight[j, row]
                 code = min(max(rint(weight[j, row] / step) + shift, lowest), max_code)
                 codes[j, first + row] = code
                 weight[j, row] = (weight[j, row] - (code - shift) * step) / factor[j, j]
             for k in range(j + 1, len(block)):
                 for row in range(count):
                     weight[k, row] -= weight[j, row] * factor[j, k]
+            if len(past):
+                for k in range(j + 1, len(block)):
+                    for row in range(count):
+                        weight[k, row] += before[row] * past[j, k]
         block[:, first : first + count] = weight
 
 
@@ -66,6 +74,9 @@ def gptq(problem: LayerProblem, spec: QuantSpec) -> QuantizedWeight:
     code reads columns that the current block has not updated yet when groups are smaller than a block);
     with ``act_order`` or ``fit_scales_on="merged"`` they are fitted before the loop.
 
+    Of a problem with an ``asymmetry`` A, a column's value ``w_j`` before rounding also moves those behind it,
+    by ``w_j P_j`` with ``P = triu(A R^T, 1) R`` (GPTAQ, Li et al. 2025, arXiv 2504.02692, as in its code).
+
     Returns:
         Codes in the layer's own column order.
     """
@@ -74,11 +85,13 @@ def gptq(problem: LayerProblem, spec: QuantSpec) -> QuantizedWeight:
     weight = problem.centre.cpu().to(LOOP_DTYPE).T.contiguous()
     codes = torch.empty(columns, rows, dtype=torch.uint8)
     group_of = torch.arange(columns) // group
-    factor = problem.inverse_factor
+    factor, asymmetry = problem.inverse_factor, problem.asymmetry
     if spec.act_order:
         order = torch.argsort(problem.hessian.diagonal().cpu(), descending=True, stable=True)
         factor = problem.permuted_inverse_factor(order)
         weight, group_of = weight[order], group_of[order]
+        asymmetry = None if asymmetry is None else asymmetry[order][:, order]
+    past = None if asymmetry is None else ((asymmetry @ factor.T).triu(1) @ factor).cpu().to(LOOP_DTYPE)
     factor = factor.cpu().to(LOOP_DTYPE)
     fitted_on = problem.reference if spec.fit_scales_on == "merged" else problem.centre
     scale, zero = (t.T.to(LOOP_DTYPE).contiguous() for t in fit_grid(by_group(fitted_on.cpu(), spec), spec))
@@ -90,10 +103,16 @@ def gptq(problem: LayerProblem, spec: QuantSpec) -> QuantizedWeight:
         block = weight[here]
         if not up_front:
             scale[start // group], zero[start // group] = fit_grid(block.T, spec)
-        tensors = block, factor[here, here].contiguous(), scale, zero, group_of[here]
+        inner = weight.new_empty(0, 0) if past is None else past[here, here].contiguous()
+        tensors = block, factor[here, here].contiguous(), scale, zero, group_of[here], inner
         work = block.numel() * len(block) // 2
         over_rows(_round_rows, rows, work, *(t.numpy() for t in tensors), max_code, codes[here].numpy())
         weight[behind].addmm_(factor[here, behind].T, block, alpha=-1)
+        if past is not None:  # an error over the diagonal and what was rounded to tell what was there before
+            own = group_of[here]
+            rounded = (codes[here] - zero[own]) * scale[own]
+            before = rounded + block * factor[here, here].diagonal()[:, None]
+            weight[behind].addmm_(past[here, behind].T, before)
     if spec.act_order:
         codes = codes[torch.argsort(order)]
     codes, scale, zero = (t.T.contiguous().to(problem.centre.device) for t in (codes, scale, zero))

@@ -29,13 +29,14 @@ def fit_grid(weight: Tensor, spec: QuantSpec, shrink: Tensor | float = 1.0) -> t
         high = torch.maximum(-low, high)
         low = -high
     span = torch.where(high > low, high - low, torch.ones_like(low))
-    scale = _stored(span / spec.max_code, spec)
+    scale = stored(span / spec.max_code, spec)
     if spec.symmetric:
         return scale, torch.full_like(scale, (spec.max_code + 1) // 2)
     return scale, torch.round(-low / scale).clamp(0, spec.max_code)
 
 
-def _stored(scale: Tensor, spec: QuantSpec) -> Tensor:
+def stored(scale: Tensor, spec: QuantSpec) -> Tensor:
+    """Scales as ``spec.scale_dtype`` holds them, in their own dtype; beyond its range the nearest end."""
     dtype = torch.float16 if spec.scale_dtype == "float16" else torch.float32
     least = SMALLEST_HALF if spec.scale_dtype == "float16" else torch.finfo(dtype).smallest_normal
     return scale.clamp(least, torch.finfo(dtype).max).to(dtype).to(scale.dtype)

@@ -26,6 +26,8 @@ class Moments:
         gram: sum_t c_t G_t with G_t = E[x_t x_t^T], ``(columns, columns)``.
         target: sum_t c_t E[y_t x_t^T], ``(rows, columns)``; y_t = W_t x_t in reading A, W_t x~_t in B.
         energy: sum_t c_t E||y_t||^2; NaN where a task came with a cross moment and no energy.
+        shift: sum_t c_t E[(x~_t - x_t) x_t^T] with x~_t the inputs in full precision, ``(columns, columns)``;
+            ``None`` where no task came with one.
         weight_total: sum_t c_t.
         tasks: tasks folded so far; ``experts``: those that came with a target.
     """
@@ -37,6 +39,7 @@ class Moments:
     weight_total: float = 0.0
     tasks: int = 0
     experts: int = 0
+    shift: Tensor | None = None
 
     @classmethod
     def empty(cls, weight: Tensor, task_weight: TaskWeight = "uniform") -> Moments:
@@ -102,9 +105,20 @@ class Moments:
             self.experts += 1
         return scale
 
+    def add_shift(self, shift: Tensor, scale: float) -> None:
+        """Fold a task's E[(x~_t - x_t) x_t^T], ``(columns, columns)``, with its c_t that :meth:`fold` told.
+
+        Raises:
+            UserError: its shape does not fit the layer, or a value is not finite.
+        """
+        _require("shift", shift, tuple(self.gram.shape))
+        part = scale * shift.to(self.gram)
+        self.shift = part if self.shift is None else self.shift + part
+
     def cpu(self) -> Moments:
         """The same sums in the CPU's memory."""
-        return replace(self, gram=self.gram.cpu(), target=self.target.cpu())
+        shift = None if self.shift is None else self.shift.cpu()
+        return replace(self, gram=self.gram.cpu(), target=self.target.cpu(), shift=shift)
 
     def deviations(self, quantised: Tensor, centre: Tensor, merged: Tensor) -> Deviations:
         """How far apart a layer's weights are on its inputs; Q, C and W_m are ``(rows, columns)``."""

@@ -26,6 +26,7 @@ from epmq.errors import UserError
 from epmq.layer.moments import Moments, TaskWeight
 
 AnchorScale = Literal["relative", "absolute"]
+AnchorIn = Literal["objective", "centre"]
 EXTRA_RIDGES = (0.0, *(10.0**power for power in range(-10, 1)))  # of the mean diagonal, tried in turn
 LEAST_PIVOT = 1e-13  # of the mean diagonal; below it float64 has no digit left
 
@@ -38,6 +39,8 @@ class LayerProblem:
         centre: ``(rows, columns)`` float64, the weight to round: W_m or W*.
         hessian: ``(columns, columns)`` float64, symmetric positive definite.
         reference: ``(rows, columns)`` float64, W_m, for scales that are fitted on it.
+        asymmetry: a sum_t c_t E[(x~_t - x_t) x_t^T], ``(columns, columns)`` float64, for GPTAQ's term in the
+            column loop; ``None`` without. It is no part of the objective.
         warnings: what was done to make the problem well posed (dead columns, added ridge).
     """
 
@@ -45,6 +48,7 @@ class LayerProblem:
     hessian: Tensor
     reference: Tensor
     warnings: tuple[str, ...] = ()
+    asymmetry: Tensor | None = None
     # Lower L with J hessian J = L L^T where it is known already. It is not a field that can be given, so that
     # a problem that is made from this one by replacing its Hessian does not keep it.
     _factor: Tensor | None = field(default=None, init=False, repr=False)
@@ -131,10 +135,15 @@ class LayerProblem:
         anchor_scale: AnchorScale = "relative",
         damping: float = 0.0,
         point: Tensor | None = None,
+        anchor_in: AnchorIn = "objective",
+        asymmetry: float = 0.0,
     ) -> LayerProblem:
         """The problem of already accumulated moments; the anchor counts for the expert target only.
 
-        ``point`` is what the anchor pulls to, ``(rows, columns)``; ``None`` for W_m.
+        Args:
+            point: what the anchor pulls to, ``(rows, columns)``; ``None`` for W_m.
+            anchor_in: whether the anchor is part of the metric that W* is rounded in (``"objective"``).
+            asymmetry: factor on the moments' ``shift``, where they have one; for the merged target only.
         """
         if not moments.tasks:
             raise UserError("no calibration moments: give at least one Gram matrix")
@@ -149,15 +158,17 @@ class LayerProblem:
         mean = float(moments.gram.diagonal().mean())
         if target == "merged":
             hessian, factor, warnings = _positive_definite(moments.gram, damping * mean, mean)
-            return cls(merged, hessian, merged, warnings)._with(factor)
+            shift = None if moments.shift is None else asymmetry * moments.shift
+            return cls(merged, hessian, merged, warnings, shift)._with(factor)
         strength = anchor_strength(moments.gram.diagonal(), anchor, anchor_scale)
         point = merged if point is None else point.double()
         hessian, factor, warnings = _positive_definite(moments.gram, strength, mean)
         # W* - A = (sum_t c_t W_t E[x~ x^T] - A sum_t c_t G_t) H^-1 with A the anchor's point: what no task
         # says anything about stays there, whether lambda or the extra ridge holds it.
         centre = point + _solve(factor, moments.target - point @ moments.gram)
-        if damping:
-            hessian, factor, more = _positive_definite(moments.gram, strength + damping * mean, mean)
+        kept = strength if anchor_in == "objective" else 0.0
+        if damping or kept != strength:
+            hessian, factor, more = _positive_definite(moments.gram, kept + damping * mean, mean)
             warnings = tuple(dict.fromkeys((*warnings, *more)))
         return cls(centre, hessian, merged, warnings)._with(factor)
 

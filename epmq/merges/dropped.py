@@ -52,7 +52,7 @@ def _dropped(
     return [_Dropped(base, expert, drop, f"{drop_seed} {number}") for number, expert in enumerate(experts)]
 
 
-@merge_method("dare", check=_share)
+@merge_method("dare", reference="arXiv:2311.03099", check=_share)
 def dare(
     base: Checkpoint,
     experts: Sequence[Checkpoint],
@@ -70,7 +70,7 @@ def dare(
     return task_arithmetic(base, _dropped(base, experts, drop, drop_seed), scale=scale)
 
 
-@merge_method("dare-ties", check=_share)
+@merge_method("dare-ties", reference="arXiv:2311.03099", check=_share)
 def dare_ties(
     base: Checkpoint,
     experts: Sequence[Checkpoint],

@@ -47,7 +47,7 @@ def _sum(differences: Differences) -> Tensor:
     return total
 
 
-@merge_method("iso-c")
+@merge_method("iso-c", reference="arXiv:2502.04959")
 def iso_c(
     base: Checkpoint, experts: Sequence[Checkpoint], *, scale: float = 1.5
 ) -> Iterator[tuple[str, Tensor]]:
@@ -70,7 +70,7 @@ def _common_share(*, scale: float = 1.5, common: float = 0.8) -> None:
         raise UserError(f"iso-cts: common {common} is out of range; give a share from 0 to 1")
 
 
-@merge_method("iso-cts", check=_common_share)
+@merge_method("iso-cts", reference="arXiv:2502.04959", check=_common_share)
 def iso_cts(
     base: Checkpoint, experts: Sequence[Checkpoint], *, scale: float = 1.5, common: float = 0.8
 ) -> Iterator[tuple[str, Tensor]]:
@@ -100,7 +100,7 @@ def iso_cts(
     return _merged(base, experts, scale, combine)
 
 
-@merge_method("tsv-m")
+@merge_method("tsv-m", reference="arXiv:2412.00081")
 def tsv_m(
     base: Checkpoint, experts: Sequence[Checkpoint], *, scale: float = 1.0
 ) -> Iterator[tuple[str, Tensor]]:
@@ -125,7 +125,7 @@ def tsv_m(
     return _merged(base, experts, scale, combine)
 
 
-@merge_method("wudi")
+@merge_method("wudi", reference="arXiv:2503.08099")
 def wudi(
     base: Checkpoint, experts: Sequence[Checkpoint], *, scale: float = 1.0
 ) -> Iterator[tuple[str, Tensor]]:

@@ -160,7 +160,9 @@ def test_an_adapters_missing_rank_turns_nothing() -> None:
     torch.testing.assert_close(found, experts[0]["w"] + experts[1]["w"], atol=1e-6, rtol=0)
 
 
-@pytest.mark.parametrize("name", [*SPECTRAL, "dare", "dare-ties"])
+@pytest.mark.parametrize(
+    "name", [*SPECTRAL, "dare", "dare-ties", "consensus", "task-arithmetic-svc", "ties-svc"]
+)
 def test_experts_that_are_the_base_change_nothing(name: str) -> None:
     base, _ = models(1)
     for key, value in merge(name, base, [dict(base), dict(base)]).items():

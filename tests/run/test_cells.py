@@ -29,6 +29,8 @@ OTHER_AXES: dict[str, Any] = {
     "anchor": 0.123,
     "anchor_scale": "absolute",
     "anchor_point": 0.123,
+    "anchor_in": "centre",
+    "asymmetry": 0.123,
     "task_weight": "frobenius",
     "damping": 0.123,
     "teacher": "merged",
@@ -91,9 +93,9 @@ def test_the_cross_product_and_its_controls() -> None:
     )
     controls = Counter((c.merge, c.method, c.bits) for c in cells if c.kind == "control")
     full = ["merged", "expert-linears", "epmq-fp", "epmq-features-fp"]
-    full += ["epmq-no-anchor-fp", "epmq-features-no-anchor-fp", "featcal", "distilled"]
-    rounded = ["two-step", "two-step-weights", "featcal-gptq", "gptq-compensated"]
-    rounded += ["distilled-gptq", "distilled-epmq", "distilled-qat"]
+    full += ["epmq-no-anchor-fp", "epmq-features-no-anchor-fp", "featcal", "distilled", "merged-auto"]
+    rounded = ["two-step", "two-step-weights", "featcal-gptq", "gptq-compensated", "qep", "gptaq"]
+    rounded += ["merged-auto-gptq", "distilled-gptq", "distilled-epmq", "distilled-qat"]
     per_merge: list[tuple[str, int | None]] = [(name, None) for name in full]
     per_merge += [(name, bits) for name in rounded for bits in (4, 3)]
     assert controls == Counter(
@@ -170,7 +172,10 @@ def test_every_axis_is_in_the_record() -> None:
     then = {f.name for f in fields(Calibration)} - set(LATER)
     assert two_step.axes.keys() == every | {f"then.{name}" for name in then}
     featcal = expand(request(controls=["featcal-gptq"]))[0]
-    assert featcal.axes.keys() == every | set(LATER) | {f"then.{name}" for name in then}
+    others = set(LATER) - {"anchor_in", "asymmetry"}  # which QEP and GPTAQ set
+    assert featcal.axes.keys() == every | others | {f"then.{name}" for name in then}
+    for name, own in (("qep", "anchor_in"), ("gptaq", "asymmetry")):
+        assert expand(request(controls=[name]))[0].axes.keys() == every | {own}
 
 
 def test_axes_that_joined_later_leave_the_keys_of_older_cells_alone() -> None:
@@ -189,7 +194,7 @@ def test_axes_that_joined_later_leave_the_keys_of_older_cells_alone() -> None:
 @pytest.mark.parametrize("name", [f.name for f in fields(Calibration) if f.name != "target"])
 def test_the_key_changes_with_every_axis_of_calibration(name: str) -> None:
     changed = {name: OTHER_AXES[name]}
-    method = "gptq" if name == "damping" else "epmq-features"
+    method = "gptq" if name in ("damping", "asymmetry") else "epmq-features"
     needed = {"patch_weight": 0.5} if name == "patch_scope" else {}  # without it the scope changes nothing
     (before,), (after,) = (
         expand(request(method=[method], calibration=needed)),
@@ -295,11 +300,11 @@ def test_a_familiar_name_keeps_what_makes_it_that_method() -> None:
     assert found["epmq-features-no-anchor"] == (0.5, 0.0)
 
 
-# Only inputs from the model quantised so far are taken group by group or block by block.
-@pytest.mark.parametrize("left_out", ["source", "sequential"])
-def test_regmean_stays_regmean_whatever_the_axes(left_out: str) -> None:
+# Only inputs from the model quantised so far are taken group by group or block by block, or are shifted.
+@pytest.mark.parametrize("left_out", [("source",), ("sequential", "asymmetry")])
+def test_regmean_stays_regmean_whatever_the_axes(left_out: tuple[str, ...]) -> None:
     plain = expand(request(controls=["regmean"]))[0]
-    axes = {k: v for k, v in OTHER_AXES.items() if k not in ("layers", left_out)}
+    axes = {k: v for k, v in OTHER_AXES.items() if k not in ("layers", *left_out)}
     company = ["gptq", "epmq-features"]  # methods that take the axes
     changed = expand(request(method=company, controls=["regmean"], calibration=axes))[0]
     assert plain == changed
@@ -309,10 +314,10 @@ def test_regmean_stays_regmean_whatever_the_axes(left_out: str) -> None:
     )
 
 
-@pytest.mark.parametrize("left_out", ["source", "sequential"])
-def test_featcal_stays_featcal_whatever_the_axes(left_out: str) -> None:
+@pytest.mark.parametrize("left_out", [("source",), ("sequential", "asymmetry")])
+def test_featcal_stays_featcal_whatever_the_axes(left_out: tuple[str, ...]) -> None:
     plain = expand(request(controls=["featcal"]))[0]
-    axes = {k: v for k, v in OTHER_AXES.items() if k not in ("layers", left_out)}
+    axes = {k: v for k, v in OTHER_AXES.items() if k not in ("layers", *left_out)}
     changed = expand(request(method=["gptq", "epmq-features"], controls=["featcal"], calibration=axes))[0]
     assert plain == changed
     assert (plain.start, plain.rounding) == ("ties", None)

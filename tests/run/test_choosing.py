@@ -85,6 +85,27 @@ def test_a_merge_without_a_factor_searches_axes_alone(tiny: TinySuite, tmp_path:
     assert {frozenset(trial.setting) for trial in found.trials} == {frozenset({"anchor"})}
 
 
+def test_a_merge_alone_chooses_its_factor(tiny: TinySuite, tmp_path: Path) -> None:
+    """``merged-auto`` is ``merged`` at the factor nearest to the experts, and GPTQ of it begins there."""
+    controls = ["merged-auto", "merged-auto-gptq"]
+    auto = run(tiny.suite, asked(method=[], controls=controls, calibration={}), tmp_path / "auto", {})
+    found = [row(auto, name).search for name in controls]
+    assert found[0] is not None
+    assert found[1] is not None
+    assert found[0].setting == found[1].setting
+    assert [trial.setting for trial in found[0].trials] == [
+        {"scale": scale} for scale in (0.3, *(x for x in AUTO.merge["scale"] if x != 0.3))
+    ]
+    least = min(found[0].trials, key=lambda trial: math.inf if trial.held_out is None else trial.held_out)
+    assert found[0].setting == least.setting
+    plain = asked(
+        method=["gptq"], controls=["merged"], merge_options=[least.setting], calibration={}, samples=[10]
+    )
+    same = run(tiny.suite, plain, tmp_path / "plain", {})
+    assert row(same, "merged").tasks == row(auto, "merged-auto").tasks
+    assert row(same, "gptq").layers == row(auto, "merged-auto-gptq").layers
+
+
 def test_a_collapsed_merge_is_not_started_from(tiny: TinySuite) -> None:
     """The factor that stands is given up for any whose merge is nearer to the experts."""
     bench = open_workbench(tiny.suite)

@@ -90,8 +90,8 @@ def test_the_spread_is_measured_over_pairs(golden: Analysis, elsewhere: Analysis
 def test_a_worse_rounding_fails_the_gate(
     replay: Replay, golden: Analysis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stored = grid._stored
-    monkeypatch.setattr(grid, "_stored", lambda scale, spec: stored(1.02 * scale, spec))
+    stored = grid.stored
+    monkeypatch.setattr(grid, "stored", lambda scale, spec: stored(1.02 * scale, spec))
     report = check(replay("coarser"), golden)
     assert any(quantity.startswith("objective, mean") for quantity in failed(report)), report.render()
 

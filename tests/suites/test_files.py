@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import baselines
 from baselines.controls import CONTROLS
 from benchmarks.run.cells import Request, expand
 from benchmarks.suites import forms
 from benchmarks.suites import load as suites
 from benchmarks.suites.forms import ClipSuite
 from epmq.errors import UserError
+from epmq.merging import known
 
 BASES = {"b32": "openai/clip-vit-base-patch32", "l14": "openai/clip-vit-large-patch14"}
 TASKS_8 = ["sun397", "stanford-cars", "resisc45", "eurosat", "svhn", "gtsrb", "mnist", "dtd"]
@@ -69,12 +72,15 @@ def test_the_default_comparison_is_the_papers_with_every_control_and_ablation(na
     assert options["merge"] == ["task-arithmetic", "ties"]
     assert options["bits"] == [4, 3]
     assert options["samples"] == [256]
-    refined = suites.options(suites.load(name), "refined")
-    assert set(options["controls"]) == {n for n, recipe in CONTROLS.items() if recipe.before is None}
-    assert set(options["controls"]) | set(refined["controls"]) == set(CONTROLS)
+    others = {each: suites.options(suites.load(name), each) for each in ("refined", "roundings", "merges")}
+    elsewhere = {"qep", "gptaq", "merged-auto", "merged-auto-gptq"}
+    bounds = {n for n, recipe in CONTROLS.items() if recipe.before is None}
+    assert set(options["controls"]) == bounds - elsewhere
+    named = [set(each["controls"]) for each in (options, *others.values())]
+    assert set().union(*named) == set(CONTROLS)
     assert {"rtn", "gptq", "awq", "epmq", "epmq-rtn", "epmq-awq", "epmq-features"} <= set(options["method"])
     assert {"epmq-no-anchor", "epmq-features-no-anchor"} <= set(options["method"])
-    assert len(expand(Request(**options))) == 68
+    assert len(expand(Request(**options))) == 72
 
 
 @pytest.mark.parametrize("name", suites.names())
@@ -84,6 +90,20 @@ def test_every_comparison_can_be_asked_for(name: str) -> None:
     assert {"default", "regression", "curve", "grids"} <= cells.keys()
     assert {cell.spec.symmetric for cell in cells["grids"] if cell.spec} == {True}
     assert len({cell.samples for cell in cells["curve"] if cell.samples}) > 4
+
+
+@pytest.mark.parametrize("name", suites.names())
+def test_every_rounding_and_every_merge_is_compared(name: str) -> None:
+    suite = suites.load(name)
+    channels, groups = (expand(Request(**suites.options(suite, f"roundings{x}"))) for x in ("", "-groups"))
+    asked = {(c.rounding, c.target, c.bits) for c in channels if c.kind == "method"}
+    assert asked == set(product(baselines.names(), ("merged", "expert"), (4, 3, 2)))
+    asked = {(c.rounding, c.target, c.bits) for c in groups if c.kind == "method"}
+    assert asked == set(product(baselines.names(), ("merged", "expert"), (2,)))
+    assert {cell.spec.group_size for cell in groups if cell.spec} == {32}
+    merged = expand(Request(**suites.options(suite, "merges")))
+    assert {cell.merge for cell in merged if cell.kind == "method"} == set(known())
+    assert {cell.method for cell in merged if cell.kind == "method"} == {"gptq", "epmq-features"}
 
 
 def test_a_comparison_that_sets_no_axis_is_refused() -> None:
