@@ -30,7 +30,8 @@ BASE_FILES = {
     "open_clip": ("open_clip_config.json", "open_clip_model.safetensors", *TOKENIZER),
 }
 TEXT_FILES = ("config.json", "generation_config.json", *TOKENIZER, *WEIGHTS)
-EXPERT_FILES = ("config.json", "adapter_config.json", *WEIGHTS, "adapter_model.bin")
+ADAPTER = "adapter_config.json"
+EXPERT_FILES = ("config.json", ADAPTER, *WEIGHTS, "adapter_model.bin")
 
 
 @dataclass(frozen=True)
