@@ -31,7 +31,7 @@ def loaded(task: TaskSpec, split: str, arguments: Mapping[str, Any]) -> tuple[Da
     """
     spec, where = task.dataset, located(task, split)
     try:
-        with _quietly():
+        with quietly():
             data = load_dataset(**arguments)
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         reason = ": ".join(str(part).rstrip(".") for part in (error, error.__cause__) if part)
@@ -84,7 +84,7 @@ def open_texts(task: TextTask, read: TaskFile, split: str, arguments: Mapping[st
 
 
 @contextmanager
-def _quietly() -> Iterator[None]:
+def quietly() -> Iterator[None]:
     """Without the progress bars of ``datasets``, for the short local loads."""
     were_on = datasets.is_progress_bar_enabled()
     datasets.disable_progress_bars()
@@ -108,7 +108,12 @@ def sample_ids(task: TaskSpec, size: int, count: int, seed: int) -> list[int]:
             f"{count} calibration samples asked for, task {task.task!r} has {size} to draw from; "
             f"give 1 to {size}"
         )
-    key = hashlib.sha256(f"{task.task}:{seed}".encode()).digest()
+    return draw(task.task, size, count, seed)
+
+
+def draw(name: str, size: int, count: int, seed: int) -> list[int]:
+    """``count`` different numbers below ``size``, by a seed and a name; a smaller draw begins a larger one."""
+    key = hashlib.sha256(f"{name}:{seed}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(key[:7], "little"))
     return [int(i) for i in torch.randperm(size, generator=generator)[:count]]
 

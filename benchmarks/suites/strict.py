@@ -9,11 +9,11 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from epmq.errors import nearest
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
 def _plain(name: str) -> str:
-    if not _NAME.fullmatch(name):
+    if not PLAIN.fullmatch(name):
         raise ValueError(
             f"{name[:60]!r} is no name; give up to 100 letters, digits and . _ -, a letter first"
         )
@@ -34,7 +34,7 @@ def _one_line(text: str) -> str:
     return text
 
 
-_PLAIN, _OWNED = f"^{_NAME.pattern}$", f"^({_NAME.pattern}/)?{_NAME.pattern}$"
+_PLAIN, _OWNED = f"^{PLAIN.pattern}$", f"^({PLAIN.pattern}/)?{PLAIN.pattern}$"
 PlainName = Annotated[  # it becomes a part of files' names
     str, AfterValidator(_plain), Field(json_schema_extra={"pattern": _PLAIN})
 ]

@@ -104,9 +104,9 @@ class Workbench(ABC):
 
     models: Models
 
-    def __init__(self, suite: Suite, setting: Setting | None = None) -> None:
+    def __init__(self, suite: Suite, setting: Setting | None = None, sources: Sources | None = None) -> None:
         self.suite, self.setting = suite, setting or Setting()
-        self.sources = Sources(suite, self.setting.lock)
+        self.sources = sources or Sources(suite, self.setting.lock)
         self._open_models()
         self._splits = {
             (task.task, split): self._opened(task, split)
