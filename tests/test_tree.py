@@ -63,7 +63,7 @@ WINGS = {  # of each package from the bottom up; those of one line do not know e
         ["plugins"],
         ["layer", "models"],
         ["calibration", "checkpoints", "merging"],
-        ["gather", "merges", "methods", "experts", "refinement"],
+        ["gather", "merges", "methods", "experts", "packed", "refinement"],
         ["walk"],
         ["quantising"],
     ],
