@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 # What needs torch is imported by the command itself, for it takes seconds.
 from benchmarks.cli.paths import given_path, home
@@ -16,22 +16,25 @@ from benchmarks.suites.any_lm import MAX_LENGTH
 from benchmarks.suites.strict import PLAIN
 from epmq.errors import UserError
 
+if TYPE_CHECKING:
+    from epmq.packed.writing import Written
+
 
 def add_to(commands: Any) -> None:
     """Add the command to the parser's sub-commands."""
     parser = commands.add_parser(
         "quantise",
         help="merge and quantise models of your own into a checkpoint folder",
-        description="A base, its experts and a few samples without labels become a small checkpoint. Tasks are "
-        "names of yours. After an interruption, run the same command again.",
+        description="A base, its experts and a few samples without labels become a small checkpoint. Tasks "
+        "are names of yours. After an interruption, run the same command again.",
     )
     parser.add_argument(
         "--base",
         type=home,
         required=True,
         metavar="ID",
-        help="the model that experts come from: a folder, a hub id or ID@REVISION; a CLIP, a T5, or a Llama-, "
-        "Mistral- or Qwen-like model",
+        help="the model that experts come from: a folder, a hub id or ID@REVISION; a CLIP, a T5, or a "
+        "Llama-, Mistral- or Qwen-like model",
     )
     parser.add_argument(
         "--expert",
@@ -45,8 +48,8 @@ def add_to(commands: Any) -> None:
         action="append",
         required=True,
         metavar="TASK=WHERE",
-        help="what calibrates it: a folder of images, a text file (.txt, a prompt a line, or .jsonl), or a data "
-        "set (a folder, a .parquet file, a hub id)",
+        help="what calibrates it: a folder of images, a text file (.txt, a prompt a line, or .jsonl), or a "
+        "data set (a folder, a .parquet file, a hub id or ID@REVISION)",
     )
     parser.add_argument("--to", type=given_path, metavar="DIR", help="the checkpoint folder, which is made")
     parser.add_argument(
@@ -127,8 +130,19 @@ def _quantise(options: argparse.Namespace) -> int:
         only_plan=options.plan,
     )
     if written is not None:
-        show(f"\n{written.folder}\n")
+        show(f"\n{_told(written)}\n")
     return 0
+
+
+def _told(written: Written) -> str:
+    """What was written, in a line or two."""
+    size = sum(file.stat().st_size for file in written.folder.iterdir())
+    lines = [f"{written.folder}: {written.format}, {size / 1e6:.1f} MB; its README.md says how to load it"]
+    if written.packed_weights:
+        bits = written.packed_bits / written.packed_weights
+        lines.append(f"{written.packed_weights} weights are packed, {bits:.2f} bits each with scales")
+    lines += [f"{name} is not packed: {reason}" for name, reason in written.dense.items()]
+    return "\n".join(lines)
 
 
 def _by_task(values: Sequence[str], flag: str) -> dict[str, str]:

@@ -120,6 +120,10 @@ def cell(asked: Asked, form: Form) -> Cell:
         raise UserError(
             f"method {asked.method!r} leaves full precision; give one that rounds, as epmq-features"
         )
+    for task in asked.experts:
+        for refining in (cells[0].before, cells[0].after):
+            if refining is not None:
+                refining.budget.split(task, asked.count)
     return cells[0]
 
 

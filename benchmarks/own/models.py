@@ -23,6 +23,7 @@ from epmq.models.causal_lm import FAMILIES
 Architecture = Literal["encoder-decoder", "causal"]
 CONFIG, OPEN_CLIP = "config.json", "open_clip_config.json"
 SUPPORTED = ("clip", "t5", *FAMILIES)
+_ID, _REVISION = re.compile(r"\w[\w.-]*/[\w.-]+"), re.compile(r"[\w./-]*")
 TOKENS = 128  # a guess at a prompt's length, for plans alone
 
 
@@ -37,9 +38,7 @@ class Place:
     def of(cls, where: str, what: str) -> Place:
         """From ``owner/name`` or ``owner/name@revision``; raises UserError for anything else."""
         repo, _, revision = where.partition("@")
-        if not re.fullmatch(r"\w[\w.-]*/[\w.-]+", repo) or (
-            revision and not re.fullmatch(r"[\w./-]+", revision)
-        ):
+        if not _ID.fullmatch(repo) or not _REVISION.fullmatch(revision):
             raise UserError(
                 f"{what}: {where[:100]!r} is neither there nor a hub id such as owner/name or "
                 "owner/name@revision; correct it"
@@ -112,10 +111,10 @@ def form_of(folder: Path) -> Form:
     kind = _read(folder / CONFIG).get("model_type") if (folder / CONFIG).is_file() else None
     if kind == "clip":
         return Form("transformers", None, _of_clip(folder))
-    if kind in ("t5", *FAMILIES):
-        return Form(
-            "transformers", "encoder-decoder" if kind == "t5" else "causal", _of_text(folder, str(kind))
-        )
+    if kind == "t5":
+        return Form("transformers", "encoder-decoder", _of_t5(folder))
+    if kind in FAMILIES:
+        return Form("transformers", "causal", None)
     if (folder / OPEN_CLIP).is_file():
         return Form("open_clip", None, _of_open_clip(folder / OPEN_CLIP))
     if not (folder / CONFIG).is_file():
@@ -163,9 +162,7 @@ def _of_open_clip(file: Path) -> TowerSpec | None:
         return None
 
 
-def _of_text(folder: Path, kind: str) -> TextTowerSpec | None:
-    if kind != "t5":
-        return None
+def _of_t5(folder: Path) -> TextTowerSpec:
     config = _configured(folder)
     return TextTowerSpec(
         width=config.d_model,

@@ -40,8 +40,13 @@ def plan(
     parts = [
         f"base: {asked.base}, {kind[form.kind]}",
         tabulate(rows, ["task", "expert", "samples", "of", "from"], disable_numparse=True),
-        f"merge: {_with(asked.merge, cell.merge_options)}\nmethod: {_method(cell)}\n"
-        f"grid: {_grid(cell.spec, suite)}",
+        "\n".join(
+            [
+                f"merge: {_with(cell)}",
+                f"method: {_method(cell)}",
+                f"grid: {_grid(cell.spec, suite)}",
+            ]
+        ),
     ]
     if downloads := _downloads(asked, suite, sources):
         parts.append(tabulate(downloads, ["download at most", "commit", "size"], disable_numparse=True))
@@ -53,8 +58,9 @@ def _available(task: str, samples: Mapping[str, Samples]) -> str:
     return str(samples[task].available) if task in samples else "not yet known"
 
 
-def _with(name: str, options: Mapping[str, object]) -> str:
-    return ", ".join([name, *(f"{key} {value}" for key, value in options.items())])
+def _with(cell: Cell) -> str:
+    """What the method starts from, with the merge's options."""
+    return ", ".join([cell.start, *(f"{key} {value}" for key, value in cell.merge_options.items())])
 
 
 def _method(cell: Cell) -> str:
@@ -79,11 +85,8 @@ def _grid(spec: QuantSpec | None, suite: Suite) -> str:
     columns = spec.group_size or getattr(suite.tower, "width", None)
     if columns is None:
         return said
-    bits = (
-        spec.bits
-        + ((16 if spec.scale_dtype == "float16" else 32) + (0 if spec.symmetric else spec.bits)) / columns
-    )
-    return f"{said}; about {bits:.2f} bits a weight with scales"
+    step_bits = (16 if spec.scale_dtype == "float16" else 32) + (0 if spec.symmetric else spec.bits)
+    return f"{said}; about {spec.bits + step_bits / columns:.2f} bits a weight with scales"
 
 
 def _downloads(asked: Asked, suite: Suite, sources: OwnSources) -> list[list[str]]:

@@ -9,9 +9,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, get_args
 
-from epmq.packed.new_folder import refuse_taken
-from epmq.packed.writing import Format, Written, write_checkpoint
-
 from benchmarks.own.asked import Asked, cell, suite
 from benchmarks.own.models import OwnSources, form_of
 from benchmarks.own.plan import plan
@@ -28,6 +25,8 @@ from benchmarks.workbench.machine import Machine
 from epmq.errors import UserError, choose
 from epmq.models.layers import layer_groups
 from epmq.models.tower import Tower
+from epmq.packed.new_folder import refuse_taken
+from epmq.packed.writing import Format, Written, write_checkpoint
 
 SPARE = 1.05  # of the disk, over what the weights take
 
@@ -36,7 +35,7 @@ def quantise(
     asked: Asked,
     to: Path,
     *,
-    format: str = "compressed-tensors",  # noqa: A002, the command line's word
+    format: Format = "compressed-tensors",  # noqa: A002, the command line's word
     machine: Machine | None = None,
     workers: int | None = None,
     say: Callable[[str], object] = lambda _: None,
@@ -44,8 +43,8 @@ def quantise(
 ) -> Written | None:
     """Merge and quantise what is asked for, and write it as a checkpoint folder, whole or not at all.
 
-    What a killed call had finished (merged weights, rounded layers, refinement steps) is in the cache, and the
-    same call goes on from there.
+    What a killed call had finished (merged weights, rounded layers, refinement steps) is in the cache, and
+    the same call goes on from there.
 
     Args:
         to: must not be there.
@@ -73,7 +72,7 @@ def quantise(
     for task, each in asked.samples.items():
         if task not in samples:
             samples[task] = drawn(each, form.kind, asked.count, asked.seed)
-    setting = Setting(machine, **({} if workers is None else {"workers": workers}))
+    setting = Setting(machine) if workers is None else Setting(machine, workers=workers)
     workbench = open_workbench(
         made_up, setting, sources, {task: samples[task] for task in asked.experts}, asked.answer_tokens
     )
@@ -83,7 +82,7 @@ def quantise(
     return _made(workbench, one, samples, source, to, format)
 
 
-def _refuse_unfit(tower: Tower, one: Cell, format: str, to: Path) -> None:  # noqa: A002
+def _refuse_unfit(tower: Tower, one: Cell, format: Format, to: Path) -> None:  # noqa: A002
     """Refuse what could not be written, as far as it is known before the work; raises UserError."""
     assert one.spec is not None
     quantised = {
@@ -100,8 +99,8 @@ def _refuse_unfit(tower: Tower, one: Cell, format: str, to: Path) -> None:  # no
     nearest = next(path for path in to.absolute().parents if path.exists())
     if (free := shutil.disk_usage(nearest).free) < needed:
         raise UserError(
-            f"{to}: needs {size(needed)} at least, {nearest} has {size(free)}; free some space or choose another "
-            "folder"
+            f"{to}: needs {size(needed)} at least, {nearest} has {size(free)} left; free some space or "
+            "choose another folder"
         )
 
 
@@ -111,7 +110,7 @@ def _made(
     samples: Mapping[str, Samples],
     source: Path,
     to: Path,
-    format: str,  # noqa: A002
+    format: Format,  # noqa: A002
 ) -> Written:
     assert one.samples is not None
     assert one.spec is not None

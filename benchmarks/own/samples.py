@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import datasets
 from datasets import Dataset, load_dataset, load_dataset_builder
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from benchmarks.own.models import Place
 from benchmarks.sources import data, hub, resolve
@@ -65,12 +65,12 @@ def drawn(asked: Asked, kind: Kind, count: int, seed: int) -> Samples:
         UserError: there are no such samples, too few, of another kind, or one cannot be read.
     """
     rows, commit = _opened(asked, kind)
+    if not len(rows):
+        raise UserError(f"samples of {asked.task!r}: {asked.where} holds none; give {NEEDS[kind]}")
     if len(rows) < count:
         raise UserError(
-            f"samples of {asked.task!r}: {asked.where} holds {len(rows)}, {count} are asked for; give more, or "
-            f"--count {len(rows)}"
-            if len(rows)
-            else f"samples of {asked.task!r}: {asked.where} holds none; give {NEEDS[kind]}"
+            f"samples of {asked.task!r}: {asked.where} holds {len(rows)}, {count} are asked for; give more, "
+            f"or --count {len(rows)}"
         )
     chosen = rows.select(data.draw(asked.task, len(rows), count, seed))
     content = _digest(asked, chosen, kind)
@@ -113,8 +113,8 @@ def _file(asked: Asked, file: Path, kind: Kind) -> Dataset:
         return _column(asked, found, kind)
     if suffix not in TEXTS:
         raise UserError(
-            f"samples of {asked.task!r}: {file} is none of .txt (a prompt a line), .jsonl, .parquet; give one, "
-            "or a folder"
+            f"samples of {asked.task!r}: {file} is none of .txt (a prompt a line), .jsonl, .parquet; give "
+            "one, or a folder"
         )
     if kind == "clip":
         raise _wrong_kind(asked, "text", kind)
@@ -144,29 +144,25 @@ def _field(asked: str | None) -> Callable[[str], str]:
         if isinstance(row, str):
             return row
         texts = {k: v for k, v in row.items() if isinstance(v, str)} if isinstance(row, dict) else {}
-        return texts[_chosen(texts, asked, USUAL["text"])]
+        return texts[_chosen(list(texts), asked, USUAL["text"])]
 
     return read
 
 
-def _chosen(there: Sequence[str] | dict[str, str], asked: str | None, usual: Sequence[str]) -> str:
+def _chosen(names: Sequence[str], asked: str | None, usual: Sequence[str]) -> str:
     """The column that is asked for, the only one, or the first of the usual ones; raises ValueError."""
-    names = list(there)
     if asked is not None:
         if asked not in names:
-            raise ValueError(
-                f"has no such column {asked!r}, only {', '.join(names) or 'none'}; correct --column"
-            )
+            there = ", ".join(names) or "none"
+            raise ValueError(f"has no such column {asked!r}, only {there}; correct --column")
         return asked
     if len(names) == 1:
         return names[0]
     if found := [name for name in usual if name in names]:
         return found[0]
-    raise ValueError(
-        f"has several columns to choose from ({', '.join(names)}); give --column"
-        if names
-        else "has no such column"
-    )
+    if not names:
+        raise ValueError("has no text; give an object with one, or a text in quotation marks")
+    raise ValueError(f"has several columns to choose from ({', '.join(names)}); give --column")
 
 
 def _loaded(asked: Asked, arguments: dict[str, Any]) -> Dataset:
@@ -174,9 +170,8 @@ def _loaded(asked: Asked, arguments: dict[str, Any]) -> Dataset:
     try:
         builder = load_dataset_builder(**arguments).name
         if builder not in FORMATS:
-            raise UserError(
-                f"{where} are read by {builder!r}, expected one of {', '.join(FORMATS)}; convert them"
-            )
+            known = ", ".join(FORMATS)
+            raise UserError(f"{where} are read by {builder!r}, expected one of {known}; convert them")
         with data.quietly():
             return load_dataset(**arguments, split=asked.split)
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
@@ -198,14 +193,10 @@ def _column(asked: Asked, rows: Dataset, kind: Kind) -> Dataset:
     images = [name for name, feature in rows.features.items() if isinstance(feature, datasets.Image)]
     texts = [n for n, f in rows.features.items() if getattr(f, "dtype", None) in ("string", "large_string")]
     mine, others = (images, texts) if kind == "clip" else (texts, images)
+    if not mine and others:
+        raise _wrong_kind(asked, "text" if kind == "clip" else "images", kind)
     if not mine:
-        raise (
-            _wrong_kind(asked, "text" if kind == "clip" else "images", kind)
-            if others
-            else UserError(
-                f"samples of {asked.task!r}: {asked.where} has columns {', '.join(rows.features)}; give {NEEDS[kind]}"
-            )
-        )
+        raise _wrong_kind(asked, f"columns {', '.join(rows.features)}", kind)
     try:
         name = _chosen(mine, asked.column, USUAL[kind])
     except ValueError as error:
@@ -232,13 +223,7 @@ def _digest(asked: Asked, rows: Dataset, kind: Kind) -> str:
             content = sample["bytes"] or Path(sample["path"]).read_bytes()
             with Image.open(io.BytesIO(content)) as image:
                 image.convert("RGB")
-        except (
-            OSError,
-            SyntaxError,
-            ValueError,
-            UnidentifiedImageError,
-            Image.DecompressionBombError,
-        ) as error:
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             raise UserError(
                 f"samples of {asked.task!r}: {where} is not an image ({error}); remove it or get it again"
             ) from error

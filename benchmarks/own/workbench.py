@@ -1,4 +1,4 @@
-"""Workbenches over models and samples that no suite file names. They calibrate; there is nothing to test on."""
+"""Workbenches over models and samples that no suite file names: they calibrate, and test nothing."""
 
 from __future__ import annotations
 

@@ -112,7 +112,7 @@ def sample_ids(task: TaskSpec, size: int, count: int, seed: int) -> list[int]:
 
 
 def draw(name: str, size: int, count: int, seed: int) -> list[int]:
-    """``count`` different numbers below ``size``, by a seed and a name; a smaller draw begins a larger one."""
+    """``count`` different numbers below ``size``, by seed and name; a smaller draw begins a larger one."""
     key = hashlib.sha256(f"{name}:{seed}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(key[:7], "little"))
     return [int(i) for i in torch.randperm(size, generator=generator)[:count]]

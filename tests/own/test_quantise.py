@@ -23,6 +23,8 @@ from benchmarks.cli.main import main
 from benchmarks.images.preprocess import of_transformers
 from benchmarks.own import solved
 from benchmarks.own.samples import Asked, drawn
+from benchmarks.run import plan
+from epmq.checkpoints import kept
 from tests.fixtures.own import COUNT, Own, write_clip, write_images, write_lm
 from tests.fixtures.tiny_lm import FAMILIES
 from tests.fixtures.tiny_suite import TinySuite
@@ -30,6 +32,12 @@ from tests.fixtures.tiny_text import TinyText
 
 Output = pytest.CaptureFixture[str]
 DENSE = ("--format", "dense")
+
+
+@pytest.fixture(autouse=True)
+def _no_long_probe(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A plan measures the machine for a second."""
+    monkeypatch.setattr(plan, "PROBE_SECONDS", 0.001)
 
 
 @pytest.fixture(scope="module")
@@ -60,8 +68,9 @@ def test_a_clip_is_what_the_library_makes_of_it(clip: Own, tmp_path: Path) -> No
     model = CLIPModel.from_pretrained(clip.base)
     experts = epmq.load_experts(model, clip.experts)
     images = {task: inputs(clip, task) for task in clip.experts}
-    options = {"merge": "task-arithmetic", "merge_options": {"scale": 0.3}}
-    epmq.quantise(model, experts, images, "epmq-features", **options)
+    epmq.quantise(
+        model, experts, images, "epmq-features", merge="task-arithmetic", merge_options={"scale": 0.3}
+    )
     expected = model.state_dict()
     for name, tensor in found.items():
         torch.testing.assert_close(tensor.float(), expected[name], rtol=0, atol=1e-5)
@@ -119,9 +128,9 @@ def test_causal_models_of_every_family(family: str, tmp_path: Path) -> None:
     ],
     ids=lambda words: words[0],
 )
-@pytest.mark.parametrize("kept", ["compressed-tensors", "epmq"])
-def test_any_method_that_rounds(method: list[str], kept: str, clip: Own, tmp_path: Path) -> None:
-    found = made(clip.words(), tmp_path / "out", "--method", *method, "--format", kept)
+@pytest.mark.parametrize("form", ["compressed-tensors", "epmq"])
+def test_any_method_that_rounds(method: list[str], form: str, clip: Own, tmp_path: Path) -> None:
+    found = made(clip.words(), tmp_path / "out", "--method", *method, "--format", form)
     assert any("packed" in name or "codes" in name for name in found), list(found)[:5]
 
 
@@ -145,7 +154,8 @@ def test_what_was_rounded_before_a_kill_is_read(
     clip: Own, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Output
 ) -> None:
     monkeypatch.setenv("EPMQ_CACHE", str(tmp_path / "cache"))
-    written, original = [], solved.keep
+    written: list[Any] = []
+    original = kept.keep
 
     def killed(*given: Any) -> None:
         if len(written) == 3:
