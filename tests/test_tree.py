@@ -73,6 +73,7 @@ WINGS = {  # of each package from the bottom up; those of one line do not know e
         ["workbench"],
         ["images", "text"],
         ["run", "lm_metrics", "embedded"],
+        ["export"],
         ["own"],
         ["cli", "contribute", "studies"],
     ],

@@ -57,7 +57,7 @@ def _pin(options: argparse.Namespace) -> int:
 
 
 def _check(options: argparse.Namespace) -> int:
-    from benchmarks.run.check import findings
+    from benchmarks.own.check import findings
 
     found = findings(options.suite, options.lock)
     for line in found:

@@ -136,12 +136,12 @@ def _quantise(options: argparse.Namespace) -> int:
 
 def _told(written: Written) -> str:
     """What was written, in a line or two."""
-    size = sum(file.stat().st_size for file in written.folder.iterdir())
-    lines = [f"{written.folder}: {written.format}, {size / 1e6:.1f} MB; its README.md says how to load it"]
+    size = f"{written.file_bytes / 1e6:.2f} MB"
+    lines = [f"{written.folder}: {written.format}, {size}; its README.md says how to load it"]
     if written.packed_weights:
-        bits = written.packed_bits / written.packed_weights
+        bits = 8 * written.packed_bytes / written.packed_weights
         lines.append(f"{written.packed_weights} weights are packed, {bits:.2f} bits each with scales")
-    lines += [f"{name} is not packed: {reason}" for name, reason in written.dense.items()]
+    lines += [f"{name} is stored dense: {reason}" for name, reason in written.dense.items()]
     return "\n".join(lines)
 
 

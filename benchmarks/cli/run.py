@@ -96,6 +96,12 @@ def _add_machine(run: Any) -> None:
     group.add_argument("--dtype", default="float32", help="of evaluation: float32, bfloat16 or float16")
     group.add_argument("--together", type=int, default=1, metavar="N", help="models per evaluation pass (1)")
     group.add_argument("--workers", type=int, metavar="N", help="processes that decode images")
+    group.add_argument(
+        "--keep-models",
+        action="store_true",
+        default=None,
+        help="keep the cells' models in EPMQ_CACHE, packed, for 'epmq export'",
+    )
     group.add_argument("--executor", default="local", help="local, or ray (needs the extra epmq[ray])")
     group.add_argument("--lock", type=given_path, metavar="FILE", help="lock file (default: the suite's own)")
     group.add_argument("--unpinned", action="store_true", help="take the hub's newest, and say so in records")
@@ -146,7 +152,7 @@ def _run(options: argparse.Namespace) -> int:
         return 0
     execute = executor(options.executor)
     lock = lock_for_run(suite, options.lock, unpinned=options.unpinned)
-    how = given(options, ("together", "workers"))
+    how = given(options, ("together", "workers", "keep_models"))
     setting = Setting(machine, lock, pinned=not options.unpinned, **how)
     asked = {k: v for k, v in vars(options).items() if k not in ("command", "out") and v is not None}
     asked = {k: str(v) if isinstance(v, Path) else v for k, v in asked.items()}

@@ -9,7 +9,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, get_args
 
+from benchmarks.export.card import named
 from benchmarks.own.asked import Asked, cell, suite
+from benchmarks.own.card import card
 from benchmarks.own.models import OwnSources, form_of
 from benchmarks.own.plan import plan
 from benchmarks.own.samples import Samples, drawn
@@ -19,6 +21,7 @@ from benchmarks.run import compute, unfinished
 from benchmarks.run.cells import Cell
 from benchmarks.run.outcome import Outcome
 from benchmarks.run.plan import size
+from benchmarks.run.provenance import code_of
 from benchmarks.sources.resolve import model_files
 from benchmarks.workbench.base import Setting, Workbench
 from benchmarks.workbench.machine import Machine
@@ -127,7 +130,7 @@ def _made(
         weights=weights,
         source=source,
         format=format,
-        card=None,
+        card=lambda about: card(one, workbench, samples, about),
         note=_note(workbench, one, outcome),
     )
     solved.forget()
@@ -138,14 +141,15 @@ def _note(workbench: Workbench, one: Cell, outcome: Outcome) -> dict[str, Any]:
     """Where the checkpoint comes from, as JSON."""
     suite = workbench.suite
     return {
-        "base": suite.base,
-        "experts": {task.task: task.expert for task in suite.tasks},
-        "samples": {task.task: task.dataset.path for task in suite.tasks},
+        "base": named(suite.base),
+        "experts": {task.task: named(task.expert) for task in suite.tasks},
+        "samples": {task.task: named(task.dataset.path) for task in suite.tasks},
         "revisions": workbench.revisions,
         "merge": one.merge,
         "merge_options": one.merge_options,
         "method": one.method,
         "axes": one.axes,
         "seed": one.seed,
+        "code_sha256": code_of(one),
         "seconds": outcome.seconds,
     }

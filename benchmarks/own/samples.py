@@ -23,7 +23,6 @@ from benchmarks.sources.lock import FORMATS
 from epmq.errors import UserError
 
 Kind = Literal["clip", "text"]
-PICTURES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
 TEXTS = frozenset({".txt", ".jsonl"})
 COLUMN = {"clip": "image", "text": "text"}  # what samples are called from here on
 USUAL = {"clip": ("image", "img"), "text": ("text", "prompt")}  # preferred where a set has several columns
@@ -92,7 +91,7 @@ def _opened(asked: Asked, kind: Kind) -> tuple[Dataset, str | None]:
 
 def _folder(asked: Asked, folder: Path, kind: Kind) -> Dataset:
     files = sorted(file for file in folder.rglob("*") if file.is_file())
-    pictures = [str(file) for file in files if file.suffix.lower() in PICTURES]
+    pictures = [str(file) for file in files if file.suffix.lower() in data.PICTURES]
     tables = [file for file in files if data.DATA_FILES & set(file.suffixes)]
     if pictures and not (kind == "text" and tables):
         if kind == "text":

@@ -5,12 +5,12 @@ from __future__ import annotations
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from tqdm.auto import tqdm
 
-from benchmarks.run import choosing, refining, solvers
+from benchmarks.run import choosing, models, refining, solvers
 from benchmarks.run.cells import BASE, Cell
 from benchmarks.run.outcome import Outcome
 from benchmarks.workbench.base import Workbench
@@ -47,7 +47,7 @@ def compute(workbench: Workbench, cells: Sequence[Cell]) -> list[Outcome]:
         _evaluate_own(workbench, cells[0], outcomes[0])
     else:
         pairs = zip(cells, outcomes, strict=True)
-        towers = [workbench.kept(model(workbench, cell, outcome)[0]) for cell, outcome in pairs]
+        towers = [workbench.kept(_kept_model(workbench, cell, outcome)) for cell, outcome in pairs]
         _evaluate(workbench, towers, list(workbench.models.experts), outcomes)
     for outcome in outcomes:
         outcome.peak_memory = peak_memory()
@@ -93,10 +93,18 @@ def _evaluate(
         outcome.spend("evaluate", (time.perf_counter() - start) / len(outcomes))
 
 
+def _kept_model(workbench: Workbench, cell: Cell, outcome: Outcome) -> Tower:
+    """The cell's model, kept in the cache where that is asked for."""
+    tower, quantised = model(workbench, cell, outcome)
+    if workbench.setting.keep_models:
+        models.keep(workbench, cell, tower, quantised)
+    return tower
+
+
 def model(
     workbench: Workbench, cell: Cell, outcome: Outcome, keeping: Callable[[Solver], Solver] = lambda x: x
-) -> tuple[Tower, dict[str, QuantizedWeight]]:
-    """What the cell starts from, calibrated and rounded; and its quantised weights by group.
+) -> tuple[Tower, Mapping[str, QuantizedWeight]]:
+    """What the cell starts from, calibrated and rounded: the tower, and its quantised weights by group.
 
     Args:
         keeping: what the rounding of the last pass is wrapped in, to keep what it solves.
@@ -109,12 +117,12 @@ def model(
         tower = workbench.merged(cell.start, cell.merge_options)
     if cell.before is not None:
         refining.start(workbench, cell, tower, outcome)
-    quantised: dict[str, QuantizedWeight] = {}
+    quantised: Mapping[str, QuantizedWeight] = {}
     for calibration, solve in solvers.passes(cell):
         kept = solve if solve is centre else keeping(solve)
         quantised = _walk(workbench, cell, tower, calibration, kept, outcome)
     if cell.after is not None:
-        quantised = dict(refining.end(workbench, cell, tower, quantised, outcome))
+        quantised = refining.end(workbench, cell, tower, quantised, outcome)
     return tower, quantised
 
 

@@ -35,7 +35,10 @@ def end(
     quantised: Mapping[str, QuantizedWeight],
     outcome: Outcome,
 ) -> Mapping[str, QuantizedWeight]:
-    """Refine what the last pass left, returned anew; what was kept on disk to go on from is deleted."""
+    """Refine what the last pass left; returns what became of its quantised weights.
+
+    What was kept on disk to go on from is deleted.
+    """
     assert cell.after is not None
     file = unfinished.place(workbench, "refined/*.pt", asdict(cell), cell.modules)
     found = _refine(workbench, cell, (cell.after, "after"), tower, quantised, file, outcome)

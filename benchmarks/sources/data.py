@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import datasets
@@ -21,6 +22,7 @@ if TYPE_CHECKING:  # text suites do not wait for open_clip
     pass
 
 DATA_FILES = {".parquet", ".arrow", ".json", ".jsonl", ".csv", ".tsv"}  # of a local data set
+PICTURES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
 
 
 def loaded(task: TaskSpec, split: str, arguments: Mapping[str, Any]) -> tuple[Dataset, str]:
@@ -128,6 +130,10 @@ def revision(spec: DatasetSpec) -> str:
     folder = locate(spec.path)
     if not folder.is_dir():
         return spec.revision or "unpinned"
-    found = sorted(f for f in folder.rglob("*") if f.is_file() and DATA_FILES & set(f.suffixes))
+    found = sorted(f for f in folder.rglob("*") if f.is_file() and _holds_samples(f))
     files = {f.relative_to(folder).as_posix(): sha256(f) for f in found}
     return hashlib.sha256(" ".join(f"{name}:{found}" for name, found in files.items()).encode()).hexdigest()
+
+
+def _holds_samples(file: Path) -> bool:
+    return bool(DATA_FILES & set(file.suffixes)) or file.suffix.lower() in PICTURES

@@ -36,6 +36,19 @@ def by_parameter(tower: Tower, weights: Mapping[str, QuantizedWeight]) -> dict[s
     Raises:
         UserError: a name is no group of the tower, or the tower holds other weights.
     """
+    found = pieces_of(tower, weights)
+    held = {tower.keys[name]: parameter for name, parameter in tower.named_parameters()}
+    for key, pieces in found.items():
+        dense, parameter = dequantised(pieces), held[key].detach().cpu()
+        if dense.shape != parameter.shape or not torch.equal(dense, parameter.float()):
+            raise UserError(
+                f"weights: {key!r} is not what the model holds; give the model and the weights of one call"
+            )
+    return found
+
+
+def pieces_of(tower: Tower, weights: Mapping[str, QuantizedWeight]) -> dict[str, list[Piece]]:
+    """As :func:`by_parameter`, whatever the tower holds."""
     paths = {group_name(part, group): (part, group) for part, group in layer_groups(tower).values()}
     paths |= {path: (path.partition(".")[0], (path.partition(".")[2],)) for path in tower.outer}
     found: dict[str, list[Piece]] = defaultdict(list)
@@ -54,19 +67,12 @@ def by_parameter(tower: Tower, weights: Mapping[str, QuantizedWeight]) -> dict[s
                 piece = cut(weight, here.start - first, here.stop - first)
                 found[tower.keys[f"{part}.{layer}.weight"]].append(Piece(here.start - begin, piece))
             begin = end
-    held = {tower.keys[name]: parameter for name, parameter in tower.named_parameters()}
-    for key, pieces in found.items():
-        _check(key, pieces, held[key].detach().cpu())
-    return dict(found)
+    return {key: sorted(pieces, key=lambda piece: piece.start) for key, pieces in found.items()}
 
 
-def _check(key: str, pieces: list[Piece], held: Tensor) -> None:
-    pieces.sort(key=lambda piece: piece.start)
-    dense = torch.cat([piece.weight.dequantize() for piece in pieces])
-    if dense.shape != held.shape or not torch.equal(dense, held.float()):
-        raise UserError(
-            f"weights: {key!r} is not what the model holds; give the model and the weights of one call"
-        )
+def dequantised(pieces: list[Piece]) -> Tensor:
+    """The dense parameter of all its pieces, float32."""
+    return torch.cat([piece.weight.dequantize() for piece in pieces])
 
 
 def cut(weight: QuantizedWeight, start: int, stop: int) -> QuantizedWeight:

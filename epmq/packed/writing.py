@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -52,17 +52,24 @@ class Written:
         folder: where.
         format: how.
         sha256: SHA-256 of the file of weights.
-        packed_bits: stored bits of the packed layers, with scales, zero points and input scales.
-        packed_weights: how many weights they are.
+        file_bytes: its size.
+        packed_bytes, dense_bytes: those of its packed layers, and of all else.
+        packed_weights: how many weights are packed.
+        method_bits: of the same layers the stored bits that methods are compared by (scales in float16).
         dense: why a layer that is quantised is stored dense, by its name.
+        transformers_unpacks: whether transformers is told to make the model dense as it loads it.
     """
 
     folder: Path
     format: Format
     sha256: str
-    packed_bits: int
+    file_bytes: int
+    packed_bytes: int
+    dense_bytes: int
     packed_weights: int
+    method_bits: int
     dense: dict[str, str] = field(default_factory=dict)
+    transformers_unpacks: bool = False
 
 
 @dataclass
@@ -82,7 +89,7 @@ def write_checkpoint(
     weights: Mapping[str, QuantizedWeight],
     source: Path | None = None,
     format: Format = "compressed-tensors",  # noqa: A002, the command line's word
-    card: str | None = None,
+    card: str | Callable[[Written], str] | None = None,
     note: Mapping[str, Any] | None = None,
 ) -> Written:
     """Write a quantised model as a new folder, which is whole or not there.
@@ -96,7 +103,7 @@ def write_checkpoint(
         source: the folder of the base: its tokenizer, processor and generation configuration are copied, and
             its dtypes are kept where they lose nothing. A CLIP tower without its model needs it.
         format: ``"compressed-tensors"`` (pack-quantized), ``"dense"`` (dequantised) or ``"epmq"``.
-        card: the text of ``README.md``.
+        card: the text of ``README.md``, or what makes it of what was written.
         note: what ``epmq.json`` says besides format and hash; JSON.
 
     Raises:
@@ -170,37 +177,51 @@ def _write(
     layout: Layout,
     source: Path | None,
     format: Format,  # noqa: A002
-    card: str | None,
+    card: str | Callable[[Written], str] | None,
     note: Mapping[str, Any],
 ) -> Written:
     config, layers = dict(layout.config), {} if format == "dense" else content.layers
-    packed = {f"{name}.weight" for name in layers}
-    tensors = {name: tensor for name, tensor in content.dense.items() if name not in packed}
-    metadata = {"format": "pt"}
+    quantised = {f"{name}.weight" for name in layers}
+    dense = {name: _alone(tensor) for name, tensor in content.dense.items() if name not in quantised}
+    packed, metadata, unpacks = {}, {"format": "pt"}, False
     if format == "epmq":
-        found, told = own.encoded({f"{name}.weight": weight for name, weight in layers.items()})
-        tensors |= found
+        packed, told = own.encoded({f"{name}.weight": weight for name, weight in layers.items()})
         metadata |= told
     elif format == "compressed-tensors":
         for name, weight in tqdm(layers.items(), desc="packing", leave=False, delay=2):
-            tensors |= {f"{name}.{part}": x for part, x in pack_quantized.packed(weight).items()}
+            packed |= {f"{name}.{part}": x for part, x in pack_quantized.packed(weight).items()}
+        unpacks = _only_dense(config, layers)
         config["quantization_config"] = pack_quantized.configuration(
-            layers, content.linear, dequantise=_only_dense(config, layers)
+            layers, content.linear, dequantise=unpacks
         )
-    file = OWN_WEIGHTS if format == "epmq" else WEIGHTS
-    save_file({name: _alone(tensor) for name, tensor in tensors.items()}, work / file, metadata)
-    digest = sha256(work / file)
+    packed = {name: _alone(tensor) for name, tensor in packed.items()}
+    file = work / (OWN_WEIGHTS if format == "epmq" else WEIGHTS)
+    save_file({**dense, **packed}, file, metadata)
+    written = Written(
+        folder=folder,
+        format=format,
+        sha256=sha256(file),
+        file_bytes=file.stat().st_size,
+        packed_bytes=sum(tensor.nbytes for tensor in packed.values()),
+        dense_bytes=sum(tensor.nbytes for tensor in dense.values()),
+        packed_weights=sum(weight.codes.numel() for weight in layers.values()),
+        method_bits=sum(weight.packed_bits for weight in layers.values()),
+        dense={} if format == "dense" else content.reasons,
+        transformers_unpacks=unpacks,
+    )
     _copy(source, work)
-    for name, text in layout.files.items():
-        (work / name).write_text(text, encoding="utf-8")
-    (work / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    texts = {**layout.files, "config.json": _json(config)}
     if card is not None:
-        (work / "README.md").write_text(card, encoding="utf-8")
-    reasons = {} if format == "dense" else content.reasons
-    about = {**note, "format": format, "weights": file, "weights_sha256": digest, "dense": reasons}
-    (work / NOTE).write_text(json.dumps(about, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    bits = sum(weight.packed_bits for weight in layers.values())
-    return Written(folder, format, digest, bits, sum(w.codes.numel() for w in layers.values()), reasons)
+        texts["README.md"] = card if isinstance(card, str) else card(written)
+    about = {"format": format, "weights": file.name, "weights_sha256": written.sha256, "dense": written.dense}
+    texts[NOTE] = _json({**note, **about})
+    for name, text in texts.items():
+        (work / name).write_text(text, encoding="utf-8")
+    return written
+
+
+def _json(content: Mapping[str, Any]) -> str:
+    return json.dumps(content, indent=2, sort_keys=True) + "\n"
 
 
 def _alone(tensor: Tensor) -> Tensor:

@@ -191,6 +191,9 @@ def test_the_plan_says_what_will_be_done_and_does_nothing(clip: Own, tmp_path: P
 def test_the_folder_says_where_it_comes_from(clip: Own, tmp_path: Path) -> None:
     made(clip.words(), tmp_path / "out", "--seed", "5")
     note = json.loads((tmp_path / "out" / "epmq.json").read_bytes())
-    assert note["experts"] == {task: str(where) for task, where in clip.experts.items()}
+    assert note["experts"] == {task: "/".join(where.parts[-2:]) for task, where in clip.experts.items()}
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert all(word in card for word in ("epmq-features", "12 of 16", "from_pretrained", "their terms hold"))
+    assert str(tmp_path) not in card
     assert note["axes"]["samples"] == COUNT
     assert note["revisions"]["datasets"]["cars"].startswith("local:")
