@@ -48,11 +48,9 @@ def _bits(record: Record) -> str:
 
 def sources(suite: Suite, revisions: dict[str, Any]) -> str:
     """A table of base and experts with their revisions."""
-    rows = [("base", named(suite.base), str(revisions["base"])[:18])]
-    rows += [
-        (f"expert of {task.task}", named(task.expert), str(revisions["experts"][task.task])[:18])
-        for task in suite.tasks
-    ]
+    experts = revisions["experts"]
+    rows = [("base", named(suite.base), revisions["base"])]
+    rows += [(f"expert of {task.task}", named(task.expert), experts[task.task]) for task in suite.tasks]
     return tabulate(rows, ("", "model", "revision"), "github", disable_numparse=True)
 
 
@@ -136,6 +134,8 @@ def licence(where: str) -> str:
     """What the front matter of a local model's card says."""
     if on_hub(where):
         return "see its card on the hub"
+    if where.startswith("package:"):
+        return "bundled with epmq, see its NOTICE"
     file = locate(where) / "README.md"
     found = None
     if file.is_file():

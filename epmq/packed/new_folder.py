@@ -46,9 +46,10 @@ def new_folder(folder: Path) -> Iterator[Path]:
         folder.parent.mkdir(parents=True, exist_ok=True)
         work = Path(tempfile.mkdtemp(".unfinished", f".{folder.name}.", folder.parent))
         try:
-            work.chmod(0o777 & ~_umask())
             yield work
             _flush(work)
+            for path in (*work.iterdir(), work):  # as whoever made it wants it, not as a temporary file
+                path.chmod((0o777 if path.is_dir() else 0o666) & ~_umask())
             if os.path.lexists(folder):  # made by somebody else meanwhile; a rename would replace it if empty
                 raise UserError(f"{folder}: is there already; choose another folder, or move it away")
             work.rename(folder)

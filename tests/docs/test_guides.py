@@ -85,7 +85,9 @@ def test_packages_add_a_name(page: str, name: str, tmp_path: Path) -> None:
     ]
     info = f"{re.sub(r'[-.]', '_', project['name'])}-{project['version']}.dist-info"
     files[f"{info}/entry_points.txt"] = "\n".join(points)
-    files[f"{info}/METADATA"] = f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: {project['version']}\n"
+    files[f"{info}/METADATA"] = (
+        f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: {project['version']}\n"
+    )
     site = write_package(tmp_path / "site", files)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(site), str(ROOT)])}
     said = ""
