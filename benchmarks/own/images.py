@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from benchmarks.images.workbench import ImageWorkbench
-from benchmarks.own.workbench import GivenSamples
+from benchmarks.own.given import GivenSamples
 
 
 class OwnImages(GivenSamples, ImageWorkbench):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from benchmarks.own.given import GivenSamples
 from benchmarks.own.models import OwnSources
 from benchmarks.own.samples import Samples
-from benchmarks.own.workbench import GivenSamples
 from benchmarks.suites.forms import Suite
 from benchmarks.suites.prompt import Generation, TaskFile
 from benchmarks.text.workbench import TextWorkbench
