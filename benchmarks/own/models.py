@@ -90,11 +90,18 @@ class Form:
         library: whose layout it has.
         architecture: of a language model.
         tower: its size, for plans; ``None`` where a plan has no estimates for it.
+        hidden: numbers a token, where there is no such size.
     """
 
     library: Literal["transformers", "open_clip"]
     architecture: Architecture | None
     tower: TowerSpec | TextTowerSpec | None
+    hidden: int | None = None
+
+    @property
+    def width(self) -> int | None:
+        """Columns of most of its matrices."""
+        return self.hidden if self.tower is None else self.tower.width
 
     @property
     def kind(self) -> Literal["clip", "text"]:
@@ -114,7 +121,7 @@ def form_of(folder: Path) -> Form:
     if kind == "t5":
         return Form("transformers", "encoder-decoder", _of_t5(folder))
     if kind in FAMILIES:
-        return Form("transformers", "causal", None)
+        return Form("transformers", "causal", None, getattr(_configured(folder), "hidden_size", None))
     if (folder / OPEN_CLIP).is_file():
         return Form("open_clip", None, _of_open_clip(folder / OPEN_CLIP))
     if not (folder / CONFIG).is_file():

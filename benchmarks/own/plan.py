@@ -44,13 +44,14 @@ def plan(
             [
                 f"merge: {_with(cell)}",
                 f"method: {_method(cell)}",
-                f"grid: {_grid(cell.spec, suite)}",
+                f"grid: {_grid(cell.spec, form)}",
             ]
         ),
     ]
     if downloads := _downloads(asked, suite, sources):
         parts.append(tabulate(downloads, ["download at most", "commit", "size"], disable_numparse=True))
-    parts.append(Plan(suite, [cell], [], machine_rate(machine), machine).needs())
+    if form.tower is not None:
+        parts.append(Plan(suite, [cell], [], machine_rate(machine), machine).needs())
     return "\n\n".join(parts)
 
 
@@ -77,12 +78,12 @@ def _method(cell: Cell) -> str:
     return ", ".join(said)
 
 
-def _grid(spec: QuantSpec | None, suite: Suite) -> str:
+def _grid(spec: QuantSpec | None, form: Form) -> str:
     assert spec is not None
     step = "output channel" if spec.group_size is None else f"{spec.group_size} inputs"
     kind = "symmetric" if spec.symmetric else "asymmetric"
     said = f"{spec.bits} bits, {kind}, a scale per {step}"
-    columns = spec.group_size or getattr(suite.tower, "width", None)
+    columns = spec.group_size or form.width
     if columns is None:
         return said
     step_bits = (16 if spec.scale_dtype == "float16" else 32) + (0 if spec.symmetric else spec.bits)
