@@ -51,7 +51,7 @@ def _column(cases: list[dict[str, Any]], reasons: list[str]) -> dict[tuple[str, 
 
 
 def _cell(cases: list[dict[str, Any]], reasons: list[str]) -> str:
-    """Bits with the greatest difference of outputs, or with the number of the reason that they do not load."""
+    """Bits with the greatest difference of outputs, or with the number of the reason that they fail."""
     outcomes: dict[str, list[str]] = defaultdict(list)
     for case in cases:
         outcomes[_outcome(case, reasons)].append(str(case["bits"]))

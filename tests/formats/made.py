@@ -1,4 +1,4 @@
-"""Tiny models in every format that is told to load, for ``nox -s formats``: ``python -m tests.formats.made DIR``.
+"""Tiny models, packed and dense, for ``nox -s formats``: ``python -m tests.formats.made DIR``.
 
 Of each case there are two folders, CASE (packed) and CASE.dense (the same model dequantised), and CASE.json
 says what to load and feed it.

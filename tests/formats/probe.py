@@ -1,4 +1,4 @@
-"""Loads what ``made.py`` wrote by plain ``from_pretrained``: needs transformers and compressed-tensors, no epmq.
+"""Loads what ``made.py`` wrote by plain ``from_pretrained``, without epmq.
 
 ``python probe.py DIR FILE`` writes versions and, of every case, the greatest difference of its output to the
 dense folder's, or why it does not load, as JSON.
