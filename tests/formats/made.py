@@ -57,7 +57,8 @@ def write(folder: Path) -> None:
         case = (
             f"{name}-{'symmetric' if symmetric else 'asymmetric'}-{'groups' if group else 'channel'}-{bits}"
         )
-        for form, to in (("compressed-tensors", case), ("dense", f"{case}.dense")):
+        forms: dict[Any, str] = {"compressed-tensors": case, "dense": f"{case}.dense"}
+        for form, to in forms.items():
             epmq.write_checkpoint(folder / to, model=model, weights=report.weights, format=form)
         architecture = json.loads((folder / case / "config.json").read_bytes())["architectures"][0]
         told = {"model": name, "architecture": architecture, "symmetric": symmetric}

@@ -9,12 +9,13 @@ import importlib.util
 import json
 import pathlib
 import sys
+from typing import Any
 
 import torch
 import transformers
 
 
-def output(model, case):
+def output(model: Any, case: dict[str, Any]) -> Any:
     """What a model makes of random inputs, the same for every model of a case."""
     g = torch.Generator().manual_seed(1)
     with torch.no_grad():
@@ -28,12 +29,12 @@ def output(model, case):
         return model(input_ids=ids, **more).logits
 
 
-def held(model):
+def held(model: Any) -> int:
     """Bytes of parameters and buffers."""
     return sum(x.nbytes for x in [*model.parameters(), *model.buffers()])
 
 
-def tried(folder, case):
+def tried(folder: pathlib.Path, case: dict[str, Any]) -> dict[str, Any]:
     """The outcome of one case."""
     kind = getattr(transformers, case["architecture"])
     dense = kind.from_pretrained(f"{folder}.dense", dtype=torch.float32).eval()
@@ -46,16 +47,17 @@ def tried(folder, case):
     return {"difference": float((found - expected).abs().max()), "memory": held(model) / held(dense)}
 
 
-def main(folder, file):
+def main(folder: str, file: str) -> None:
     """Entry point."""
     if importlib.util.find_spec("epmq") is not None:
         sys.exit("epmq is installed here, so this would not show that it is not needed")
     transformers.logging.set_verbosity_error()
     packages = ("transformers", "compressed-tensors", "torch")
-    found = {"versions": {name: importlib.metadata.version(name) for name in packages}, "cases": []}
+    cases: list[dict[str, Any]] = []
     for told in sorted(pathlib.Path(folder).glob("*.json")):
         case = json.loads(told.read_text())
-        found["cases"].append({**case, **tried(told.with_suffix(""), case)})
+        cases.append({**case, **tried(told.with_suffix(""), case)})
+    found = {"versions": {name: importlib.metadata.version(name) for name in packages}, "cases": cases}
     pathlib.Path(file).write_text(json.dumps(found, indent=1, sort_keys=True) + "\n")
 
 
