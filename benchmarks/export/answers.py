@@ -64,7 +64,7 @@ def by_sample(arrays: Mapping[str, NDArray[np.generic]], samples: Samples, where
         task = name.partition("@")[0]
         array = arrays.get(name)
         same_length = array is not None and array.shape == stored.shape
-        number = int((array != stored).sum()) if same_length else len(stored)
+        number = int(np.count_nonzero(array != stored)) if same_length else len(stored)
         if number:
             differing[task] = max(number, differing.get(task) or 0)
     return Comparison(where, differing)

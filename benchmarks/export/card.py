@@ -90,7 +90,7 @@ def _made(record: Record, written: Written) -> str:
 
 
 def _measured(record: Record) -> str:
-    rows = [
+    rows: list[tuple[Any, ...]] = [
         (name, task.metric, *_interval({name: task}), task.samples) for name, task in record.tasks.items()
     ]
     rows.append(("average", "", *_interval(record.tasks), ""))

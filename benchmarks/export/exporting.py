@@ -10,9 +10,8 @@ from typing import Any
 from benchmarks.export import answers
 from benchmarks.export.card import card
 from benchmarks.export.cells import cell_of
-from benchmarks.run import models
+from benchmarks.run import compute, models
 from benchmarks.run.cells import Cell
-from benchmarks.run.compute import model, refuse_impossible
 from benchmarks.run.executors import open_workbench
 from benchmarks.run.outcome import Outcome
 from benchmarks.run.provenance import code_of
@@ -57,7 +56,7 @@ def export(
             f"{folder.path}: cell {record.key} is another cell here: its suite, models, data, device or axes "
             "are not those of this checkout; give the suite that the run was of, or run it again"
         )
-    refuse_impossible(workbench, cell)
+    compute.refuse_impossible(workbench, cell)
     code, made_by = code_of(cell), _made_by(folder, record)
     notes = []
     if made_by not in (None, code):
@@ -67,7 +66,7 @@ def export(
         )
     weights = models.kept(workbench, cell)
     if weights is None:
-        _, weights = model(workbench, cell, Outcome())
+        _, weights = compute.model(workbench, cell, Outcome())
     samples = answers.arrays_of(folder.samples(record.key))
     note = {
         "record": record.key,

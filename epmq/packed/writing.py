@@ -183,7 +183,8 @@ def _write(
     config, layers = dict(layout.config), {} if format == "dense" else content.layers
     quantised = {f"{name}.weight" for name in layers}
     dense = {name: _alone(tensor) for name, tensor in content.dense.items() if name not in quantised}
-    packed, metadata, unpacks = {}, {"format": "pt"}, False
+    packed: dict[str, Tensor] = {}
+    metadata, unpacks = {"format": "pt"}, False
     if format == "epmq":
         packed, told = own.encoded({f"{name}.weight": weight for name, weight in layers.items()})
         metadata |= told

@@ -9,6 +9,10 @@ from typing import Any
 import pytest
 
 from benchmarks.cli.main import main
+from benchmarks.run import compute
+from benchmarks.run.cells import Cell
+from benchmarks.run.outcome import Outcome
+from benchmarks.workbench.base import Workbench
 from epmq.packed.reading import Checkpoint
 from results.store.folder import RunFolder
 from results.store.records import Record
@@ -66,7 +70,7 @@ def test_an_export_answers_as_its_record(
 def test_what_has_no_single_model_or_no_packed_form_is_refused(
     images: Path, tmp_path: Path, capsys: Any
 ) -> None:
-    command = ["export", images, "--to", tmp_path / "model", "--cell"]
+    command: list[str | Path] = ["export", images, "--to", tmp_path / "model", "--cell"]
     assert "is a model for each task" in complaint(capsys, *command, "experts")
     said = complaint(capsys, *command, "merged", "--format", "compressed-tensors")
     assert "quantises nothing, so it has no compressed-tensors form" in said
@@ -106,11 +110,14 @@ def test_a_kept_model_is_read_and_a_damaged_one_is_computed_again(
     steps = ["--refine-steps", "3", "--refine-batch", "2", "--controls"]
     assert main(["run", str(tiny.file), "--out", str(run), *asked, *steps]) == 0
     (kept,) = (tmp_path / "cache" / "models").iterdir()
-    from benchmarks.export import exporting
-
     calls: list[str] = []
-    original = exporting.model
-    monkeypatch.setattr(exporting, "model", lambda *given: (calls.append("computed"), original(*given))[1])
+    original = compute.model
+
+    def counted(workbench: Workbench, cell: Cell, outcome: Outcome) -> Any:
+        calls.append("computed")
+        return original(workbench, cell, outcome)
+
+    monkeypatch.setattr(compute, "model", counted)
     command = ["export", str(run), "--cell", "gptq-tuned", "--to"]
     assert main([*command, str(tmp_path / "from-cache")]) == 0
     assert not calls
