@@ -18,6 +18,10 @@ SMALL = ["--comparison", "quickstart"]  # the rows that matter, at 4 bits
 REHEARSAL = Path("runs") / "rehearsal"
 GOLDEN = Path("results") / "committed" / "golden"
 SOURCES = ["epmq", "baselines", "benchmarks", "results", "docs", "tests", "noxfile.py"]
+LOADERS = (  # versions that load packed checkpoints in `formats`
+    ("transformers==5.23.0", "compressed-tensors==0.20.0"),
+    ("transformers==4.57.6", "compressed-tensors==0.13.0"),
+)
 OFFLINE = {
     "HF_HUB_OFFLINE": "1",
     "HF_DATASETS_OFFLINE": "1",
@@ -123,6 +127,23 @@ def regression(session: nox.Session) -> None:
 
     with ThreadPoolExecutor() as pool:
         list(pool.map(run, ("micro-clip-8", "micro-glue-8")))
+
+
+@nox.session
+def formats(session: nox.Session) -> None:
+    """Load packed checkpoints by plain transformers, without epmq, in two versions; fill the docs' table."""
+    install(session, "test")
+    work = Path(session.create_tmp()).absolute()
+    shutil.rmtree(work, ignore_errors=True)
+    session.run("python", "-m", "tests.formats.made", str(work / "models"))
+    for number, versions in enumerate(LOADERS):
+        python = str(work / f"loader-{number}" / "bin" / "python")
+        session.run("uv", "venv", "--quiet", str(work / f"loader-{number}"), external=True)
+        packages = ["torch", "accelerate", *versions]
+        session.run("uv", "pip", "install", "--quiet", "--python", python, *packages, external=True)
+        out = str(Path("docs") / "formats" / f"{'-'.join(versions).replace('==', '-')}.json")
+        session.run(python, "tests/formats/probe.py", str(work / "models"), out, external=True)
+    session.run("python", "-m", "docs.tools.fill")
 
 
 @nox.session

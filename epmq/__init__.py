@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from epmq.layer.spec import QuantSpec
     from epmq.layer.weight import QuantizedWeight
     from epmq.merging import merge
+    from epmq.packed.reading import load_weights
+    from epmq.packed.writing import write_checkpoint
     from epmq.quantising import Quantised, quantise
 
 __all__ = [
@@ -31,8 +33,10 @@ __all__ = [
     "QuantizedWeight",
     "UserError",
     "load_experts",
+    "load_weights",
     "merge",
     "quantise",
+    "write_checkpoint",
 ]
 _HOMES = {
     "Calibration": "epmq.calibration",
@@ -42,8 +46,10 @@ _HOMES = {
     "QuantizedWeight": "epmq.layer.weight",
     "UserError": "epmq.errors",
     "load_experts": "epmq.experts",
+    "load_weights": "epmq.packed.reading",
     "merge": "epmq.merging",
     "quantise": "epmq.quantising",
+    "write_checkpoint": "epmq.packed.writing",
 }
 
 

@@ -10,10 +10,12 @@ from typing import Any
 import results.store
 from benchmarks.cli.paths import given_path
 from benchmarks.cli.screen import show
+from benchmarks.suites import schema as forms
 from results.analysis.analysis import Analysis
 from results.judge.verify import verify
 from results.store.records import SCHEMA
 
+STORED = ("record", "manifest")
 SCHEMAS = Path(results.store.__file__).parent / "schema"
 
 
@@ -25,8 +27,12 @@ def add_to(commands: Any) -> None:
     checked.add_argument("folder", type=given_path, metavar="DIR")
     checked.add_argument("--json", action="store_true", help="machine-readable")
     checked.set_defaults(command=_verify)
-    schema = commands.add_parser("schema", help="print the JSON Schema of records or manifests")
-    schema.add_argument("kind", choices=("record", "manifest"))
+    schema = commands.add_parser("schema", help="print the JSON Schema of a kind of file")
+    schema.add_argument(
+        "kind",
+        choices=(*STORED, *forms.KINDS),
+        help="of a results folder record and manifest, of what a run reads suite and task",
+    )
     schema.set_defaults(command=_schema)
 
 
@@ -37,6 +43,8 @@ def _verify(options: argparse.Namespace) -> int:
 
 
 def _schema(options: argparse.Namespace) -> int:
-    file = SCHEMAS / f"{options.kind}-{SCHEMA}.schema.json"
-    show(file.read_text(encoding="utf-8"))
+    if options.kind in STORED:
+        show((SCHEMAS / f"{options.kind}-{SCHEMA}.schema.json").read_text(encoding="utf-8"))
+    else:
+        show(forms.schema(options.kind))
     return 0

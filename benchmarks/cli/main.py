@@ -11,13 +11,13 @@ from fnmatch import fnmatchcase
 from typing import NoReturn
 
 # What needs torch is imported by the commands that need it, for it takes seconds.
-from benchmarks.cli import folder, judge, pin, report, run, tables
+from benchmarks.cli import folder, home, judge, pin, quantise, report, run, tables
 from benchmarks.cli.screen import one_line, show
 from benchmarks.suites import any_lm
 from benchmarks.suites import load as suites
 from epmq.errors import UserError
 
-COMMANDS = (run, pin, tables, judge, report, folder)
+COMMANDS = (run, quantise, pin, tables, judge, report, folder, home)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

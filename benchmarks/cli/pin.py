@@ -1,4 +1,4 @@
-"""``epmq pin``: resolves what a suite names to commits and hashes, and writes its lock file."""
+"""``epmq pin | check-suite``: what a suite names, resolved and locked, or only looked at."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import Any
 
 # What needs the hub's client is imported by the command itself, for it takes seconds.
 from benchmarks.cli.paths import given_path, home
-from benchmarks.cli.screen import show
+from benchmarks.cli.screen import one_line, show
 from benchmarks.suites import load as suites
 from epmq.errors import UserError
 
 
 def add_to(commands: Any) -> None:
-    """Add the command to the parser's sub-commands."""
+    """Add the commands to the parser's sub-commands."""
     pin = commands.add_parser(
         "pin",
         help="resolve a suite's models and data sets to commits and hashes, in a lock file",
@@ -30,6 +30,15 @@ def add_to(commands: Any) -> None:
         help="where to write it (default: with the code, of a suite of your own in the cache)",
     )
     pin.set_defaults(command=_pin)
+    check = commands.add_parser(
+        "check-suite",
+        help="say everything that is missing or wrong in a suite; exit status 2 if anything is",
+        description="A line for each thing that is missing or wrong in a suite: fields, names, folders, "
+        "samples, numbers of classes, pins. Nothing is downloaded or computed.",
+    )
+    check.add_argument("suite", type=home, metavar="FILE", help="a suite's name or the path of a suite file")
+    check.add_argument("--lock", type=given_path, metavar="FILE", help="lock file (default: the suite's own)")
+    check.set_defaults(command=_check)
 
 
 def _pin(options: argparse.Namespace) -> int:
@@ -45,3 +54,13 @@ def _pin(options: argparse.Namespace) -> int:
         show(f"{line}\n")
     print(f"{len(new.models)} models and {len(new.datasets)} data sets are pinned in {path}", file=sys.stderr)
     return 0
+
+
+def _check(options: argparse.Namespace) -> int:
+    from benchmarks.own.check import findings
+
+    found = findings(options.suite, options.lock)
+    for line in found:
+        show(f"{one_line(line)}\n")
+    print(f"{options.suite}: {len(found) or 'nothing'} to mend", file=sys.stderr)
+    return 2 if found else 0

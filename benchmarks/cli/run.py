@@ -65,14 +65,7 @@ def add_to(commands: Any) -> None:
     run.add_argument("--seeds", type=int, default=1, metavar="N", help="so many draws from --seed on (1)")
     lm.add_to(run)
     _add_machine(run)
-    axes = run.add_argument_group("axes that the paper leaves open (defaults in parentheses)")
-    for name, default in {**suites.CALIBRATION_AXES, **suites.SPEC_AXES}.items():
-        _add_axis(axes, name, default)
-    refining = run.add_argument_group(
-        "axes of rows that are refined end to end (defaults of a row may differ)"
-    )
-    for name, default in suites.REFINEMENT_AXES.items():
-        _add_axis(refining, name, default, prefix="refine_")
+    axes = add_axes(run)
     axes.add_argument(
         "--decoder",
         metavar="STR",
@@ -84,12 +77,31 @@ def add_to(commands: Any) -> None:
     run.set_defaults(command=_run)
 
 
+def add_axes(parser: Any) -> Any:
+    """Add the axes of calibration, grid and refinement; returns the group of the first two."""
+    axes = parser.add_argument_group("axes that the paper leaves open (defaults in parentheses)")
+    for name, default in {**suites.CALIBRATION_AXES, **suites.SPEC_AXES}.items():
+        _add_axis(axes, name, default)
+    refining = parser.add_argument_group(
+        "axes of rows that are refined end to end (defaults of a row may differ)"
+    )
+    for name, default in suites.REFINEMENT_AXES.items():
+        _add_axis(refining, name, default, prefix="refine_")
+    return axes
+
+
 def _add_machine(run: Any) -> None:
     group = run.add_argument_group("how it is computed")
     group.add_argument("--device", default="auto", help="auto (a GPU if there is one), cpu, cuda or cuda:N")
     group.add_argument("--dtype", default="float32", help="of evaluation: float32, bfloat16 or float16")
     group.add_argument("--together", type=int, default=1, metavar="N", help="models per evaluation pass (1)")
     group.add_argument("--workers", type=int, metavar="N", help="processes that decode images")
+    group.add_argument(
+        "--keep-models",
+        action="store_true",
+        default=None,
+        help="keep the cells' models in EPMQ_CACHE, packed, for 'epmq export'",
+    )
     group.add_argument("--executor", default="local", help="local, or ray (needs the extra epmq[ray])")
     group.add_argument("--lock", type=given_path, metavar="FILE", help="lock file (default: the suite's own)")
     group.add_argument("--unpinned", action="store_true", help="take the hub's newest, and say so in records")
@@ -109,9 +121,9 @@ def _run(options: argparse.Namespace) -> int:
     suite = lm.suite(options)
     chosen = suites.options(suite, options.comparison)
     chosen |= {name: getattr(options, name) for name in chosen if getattr(options, name, None) is not None}
-    chosen["calibration"] |= _given(options, suites.CALIBRATION_AXES)
-    chosen["refinement"] |= _given(options, suites.REFINEMENT_AXES, prefix="refine_")
-    chosen["spec"] |= _given(options, suites.SPEC_AXES)
+    chosen["calibration"] |= given(options, suites.CALIBRATION_AXES)
+    chosen["refinement"] |= given(options, suites.REFINEMENT_AXES, prefix="refine_")
+    chosen["spec"] |= given(options, suites.SPEC_AXES)
     if options.out is None and not options.plan:
         raise UserError(
             "arguments are required: --out DIR, the results folder, or --plan; see 'epmq run --help'"
@@ -130,7 +142,7 @@ def _run(options: argparse.Namespace) -> int:
         **chosen,
         seeds=range(options.seed, options.seed + options.seeds),
         decoder=options.decoder,
-        merge_options=_crossed(_given(options, MERGE_OPTIONS)),
+        merge_options=_crossed(given(options, MERGE_OPTIONS)),
     )
     machine = Machine.choose(options.device, options.dtype)
     if options.plan:
@@ -140,7 +152,7 @@ def _run(options: argparse.Namespace) -> int:
         return 0
     execute = executor(options.executor)
     lock = lock_for_run(suite, options.lock, unpinned=options.unpinned)
-    how = _given(options, ("together", "workers"))
+    how = given(options, ("together", "workers", "keep_models"))
     setting = Setting(machine, lock, pinned=not options.unpinned, **how)
     asked = {k: v for k, v in vars(options).items() if k not in ("command", "out") and v is not None}
     asked = {k: str(v) if isinstance(v, Path) else v for k, v in asked.items()}
@@ -170,6 +182,7 @@ def _crossed(options: dict[str, list[float]]) -> list[dict[str, float]]:
     return [dict(zip(options, values, strict=True)) for values in product(*options.values())]
 
 
-def _given(options: argparse.Namespace, names: Iterable[str], prefix: str = "") -> dict[str, Any]:
+def given(options: argparse.Namespace, names: Iterable[str], prefix: str = "") -> dict[str, Any]:
+    """The options of these names that a command gives."""
     found = {name: getattr(options, prefix + name) for name in names}
     return {name: value for name, value in found.items() if value is not None}

@@ -179,9 +179,9 @@ def _decode_missing(
     if done * CHUNK >= len(data):
         return
     rows = _Rows(data, column, preprocess, done * CHUNK)
-    loader = DataLoader(
-        rows, CHUNK, collate_fn=_as_list, num_workers=workers if len(rows) > SINGLE else 0, shuffle=False
-    )
+    workers = workers if len(rows) > SINGLE else 0
+    own = torch.Generator()  # the global one would be drawn from, for nothing
+    loader = DataLoader(rows, CHUNK, collate_fn=_as_list, num_workers=workers, shuffle=False, generator=own)
     bar = tqdm(
         total=len(data), initial=done * CHUNK, desc=f"decoding {what}", unit="img", leave=False, delay=1
     )

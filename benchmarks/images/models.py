@@ -18,6 +18,7 @@ from benchmarks.sources.weights import readable
 from benchmarks.suites.forms import ClipSuite, ImageTask
 from benchmarks.workbench.base import Models
 from epmq.checkpoints.lazy import LazyCheckpoint, check_expert, check_finite
+from epmq.checkpoints.lora import CONFIG, lora_merged
 from epmq.experts import merged_tensors
 
 BASE_FILE = "open_clip_model.safetensors"
@@ -67,13 +68,20 @@ def open_models(suite: ClipSuite, sources: Sources) -> ClipModels:
     base = _open_base(suite, origin)
     opened: dict[str, Mapping[str, Tensor]] = {}
     for task, found in fetched.items():  # all headers, before the first long look at a file
-        opened[task] = merged_tensors(readable(found.folder, found.files), base.tower, str(found.folder))
+        opened[task] = _expert(found, base)
     check_finite(base.tensors, suite.base)
     for task, found in _shown("checking experts", list(fetched.items())):
         check_expert(base.tensors, opened[task], str(found.folder))
     revisions = {"base": origin.revision, "experts": {task: x.revision for task, x in fetched.items()}}
     heads = Heads(base.open_text, suite.tasks)
     return ClipModels(base.tower, base.tensors, opened, revisions, base.preprocess, heads)
+
+
+def _expert(found: Fetched, base: Base) -> Mapping[str, Tensor]:
+    """A full expert as it is stored; a LoRA expert merged into the base."""
+    if CONFIG in found.files:
+        return lora_merged(base.tensors, found.folder)
+    return merged_tensors(readable(found.folder, found.files), base.tower, str(found.folder))
 
 
 def _open_base(suite: ClipSuite, origin: Fetched) -> Base:

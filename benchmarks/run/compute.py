@@ -5,12 +5,12 @@ from __future__ import annotations
 import resource
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from tqdm.auto import tqdm
 
-from benchmarks.run import choosing, refining, solvers
+from benchmarks.run import choosing, models, refining, solvers
 from benchmarks.run.cells import BASE, Cell
 from benchmarks.run.outcome import Outcome
 from benchmarks.workbench.base import Workbench
@@ -19,7 +19,7 @@ from epmq.layer.weight import QuantizedWeight
 from epmq.models.layers import layer_groups
 from epmq.models.tower import Tower
 from epmq.refinement.budget import Budget
-from epmq.walk import Solver, refuse_unfit, walk
+from epmq.walk import Solver, centre, refuse_unfit, walk
 
 
 def refuse_impossible(workbench: Workbench, cell: Cell) -> None:
@@ -47,7 +47,7 @@ def compute(workbench: Workbench, cells: Sequence[Cell]) -> list[Outcome]:
         _evaluate_own(workbench, cells[0], outcomes[0])
     else:
         pairs = zip(cells, outcomes, strict=True)
-        towers = [workbench.kept(_model(workbench, cell, outcome)) for cell, outcome in pairs]
+        towers = [workbench.kept(_kept_model(workbench, cell, outcome)) for cell, outcome in pairs]
         _evaluate(workbench, towers, list(workbench.models.experts), outcomes)
     for outcome in outcomes:
         outcome.peak_memory = peak_memory()
@@ -74,7 +74,7 @@ def _evaluate_own(workbench: Workbench, cell: Cell, outcome: Outcome) -> None:
         if cell.own == "all":
             tower.load_all(expert)
         else:
-            tower = _model(workbench, cell, outcome)
+            tower, _ = model(workbench, cell, outcome)
             for part, group in layer_groups(tower).values():
                 for path in group:
                     tower.load(tower.get_submodule(f"{part}.{path}"), f"{part}.{path}", expert)
@@ -93,22 +93,37 @@ def _evaluate(
         outcome.spend("evaluate", (time.perf_counter() - start) / len(outcomes))
 
 
-def _model(workbench: Workbench, cell: Cell, outcome: Outcome) -> Tower:
-    """What the cell starts from, calibrated and rounded."""
+def _kept_model(workbench: Workbench, cell: Cell, outcome: Outcome) -> Tower:
+    """The cell's model, kept in the cache where that is asked for."""
+    tower, quantised = model(workbench, cell, outcome)
+    if workbench.setting.keep_models:
+        models.keep(workbench, cell, tower, quantised)
+    return tower
+
+
+def model(
+    workbench: Workbench, cell: Cell, outcome: Outcome, keeping: Callable[[Solver], Solver] = lambda x: x
+) -> tuple[Tower, Mapping[str, QuantizedWeight]]:
+    """What the cell starts from, calibrated and rounded: the tower, and its quantised weights by group.
+
+    Args:
+        keeping: what the rounding of the last pass is wrapped in, to keep what it solves.
+    """
     if cell.start == BASE:
-        return workbench.tower.load_all(workbench.models.base)
+        return workbench.tower.load_all(workbench.models.base), {}
     if cell.search is not None:
         cell = choosing.chosen(workbench, cell, outcome)
     with outcome.timed("merge"):
         tower = workbench.merged(cell.start, cell.merge_options)
     if cell.before is not None:
         refining.start(workbench, cell, tower, outcome)
-    quantised: dict[str, QuantizedWeight] = {}
+    quantised: Mapping[str, QuantizedWeight] = {}
     for calibration, solve in solvers.passes(cell):
-        quantised = _walk(workbench, cell, tower, calibration, solve, outcome)
+        kept = solve if solve is centre else keeping(solve)
+        quantised = _walk(workbench, cell, tower, calibration, kept, outcome)
     if cell.after is not None:
-        refining.end(workbench, cell, tower, quantised, outcome)
-    return tower
+        quantised = refining.end(workbench, cell, tower, quantised, outcome)
+    return tower, quantised
 
 
 def _walk(

@@ -56,7 +56,7 @@ class Plan:
     machine: Machine
 
     def __str__(self) -> str:
-        return "\n\n".join([self._cells(), self._downloads(), self._needs()])
+        return "\n\n".join([self._cells(), self._downloads(), self.needs()])
 
     def _cells(self) -> str:
         rows = [[c.kind, c.merge, c.method, c.bits, c.samples, c.seed] for c in self.cells]
@@ -71,9 +71,10 @@ class Plan:
         rows.append(["together", "", size(total), size(cached), ""])
         return tabulate(rows, ["repository", "commit", "size", "cached", ""], disable_numparse=True)
 
-    def _needs(self) -> str:
+    def needs(self) -> str:
+        """Disk, memory and time, each with what it was estimated from."""
         if self.suite.tower is None:
-            return "Disk, memory and time: unknown, the suite does not give the size of its tower"
+            return "Disk, memory and time: unknown, the size of the tower is not given"
         rows = [self._disk(self.suite.tower), self._memory(self.suite.tower), *self._time(self.suite.tower)]
         assumed = (
             f"Assumed: {self.rate:.2g} operations per second, that of a {self.machine.dtype} matrix product "
@@ -93,7 +94,8 @@ class Plan:
         if isinstance(tower, TextTowerSpec):
             merges = len({c.merge for c in self.cells if c.merge})
             return ["disk", size(merges * 4 * tower.parameters), f"{merges} merges in float32"]
-        remark = f"{self._test_samples} test and {drawn} calibration images, decoded to 3 bytes a pixel"
+        tested = f"{self._test_samples} test and " if self._test_samples else ""
+        remark = f"{tested}{drawn} calibration images, decoded to 3 bytes a pixel"
         return ["disk", size((self._test_samples + drawn) * 3 * tower.image_size**2), remark]
 
     def _memory(self, tower: TowerSpec | TextTowerSpec) -> list[str]:
@@ -110,10 +112,9 @@ class Plan:
 
     def _time(self, tower: TowerSpec | TextTowerSpec) -> list[list[str]]:
         tasks = len(self.suite.tasks)
-        work = {
-            "evaluation": len(self.cells) * self._test_samples * tower.flops,
-            "calibration": sum(_calibration_flops(cell, tower, tasks) for cell in self.cells),
-        }
+        work = {"calibration": sum(_calibration_flops(cell, tower, tasks) for cell in self.cells)}
+        if self._test_samples:
+            work = {"evaluation": len(self.cells) * self._test_samples * tower.flops, **work}
         if any(_refinings(self.cells)):
             work["refinement"] = _refinement_flops(self.cells, tower, tasks)
         return [
@@ -134,7 +135,7 @@ def plan(suite: Suite, cells: Sequence[Cell], pinned: Lock | None, machine: Mach
         models = pool.map(lambda where: _model(suite, where, pinned), lock.models_of(suite))
         data = pool.map(lambda task: _data(task, pinned), tasks)
         downloads = [*models, *data]
-    return Plan(suite, cells, downloads, _rate(machine), machine)
+    return Plan(suite, cells, downloads, machine_rate(machine), machine)
 
 
 def _model(suite: Suite, where: str, pinned: Lock | None) -> Download:
@@ -237,7 +238,7 @@ def refinement_bytes(refining: Refining, tower: TowerSpec | TextTowerSpec) -> in
     return 4 * 4 * tower.parameters + int(4 * samples * tower.layers * tower.tokens * kept)
 
 
-def _rate(machine: Machine) -> float:
+def machine_rate(machine: Machine) -> float:
     """Floating-point operations per second of a square matrix product, measured for about a second."""
     side = 4096 if machine.device.type == "cuda" else 1024
     a = torch.ones(side, side, device=machine.device, dtype=getattr(torch, machine.dtype))

@@ -34,12 +34,16 @@ def end(
     tower: Tower,
     quantised: Mapping[str, QuantizedWeight],
     outcome: Outcome,
-) -> None:
-    """Refine what the last pass left; what was kept on disk to go on from is deleted."""
+) -> Mapping[str, QuantizedWeight]:
+    """Refine what the last pass left; returns what became of its quantised weights.
+
+    What was kept on disk to go on from is deleted.
+    """
     assert cell.after is not None
     file = unfinished.place(workbench, "refined/*.pt", asdict(cell), cell.modules)
-    _refine(workbench, cell, (cell.after, "after"), tower, quantised, file, outcome)
+    found = _refine(workbench, cell, (cell.after, "after"), tower, quantised, file, outcome)
     file.unlink(missing_ok=True)
+    return found
 
 
 def _refine(
@@ -50,7 +54,7 @@ def _refine(
     quantised: Mapping[str, QuantizedWeight],
     state: Path,
     outcome: Outcome,
-) -> None:
+) -> Mapping[str, QuantizedWeight]:
     refining, place = asked
     assert cell.samples is not None
     with outcome.timed("teach"):
@@ -58,3 +62,4 @@ def _refine(
     found = refinements.get(refining.name)(tower, quantised, lessons, refining.budget, state)
     outcome.curves[place] = found.curve
     outcome.spend("refine", found.curve.seconds)
+    return found.quantised

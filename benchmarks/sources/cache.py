@@ -17,7 +17,7 @@ from epmq.errors import UserError
 
 
 def folder(kind: str) -> Path:
-    """The cache's folder of a kind (``images``, ``merged``, ``converted``), made if missing.
+    """The cache's folder of a kind (``images``, ``merged``, ``converted``, ``models``), made if missing.
 
     Raises:
         UserError: it cannot be made.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import datasets
@@ -21,6 +22,7 @@ if TYPE_CHECKING:  # text suites do not wait for open_clip
     pass
 
 DATA_FILES = {".parquet", ".arrow", ".json", ".jsonl", ".csv", ".tsv"}  # of a local data set
+PICTURES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
 
 
 def loaded(task: TaskSpec, split: str, arguments: Mapping[str, Any]) -> tuple[Dataset, str]:
@@ -31,7 +33,7 @@ def loaded(task: TaskSpec, split: str, arguments: Mapping[str, Any]) -> tuple[Da
     """
     spec, where = task.dataset, located(task, split)
     try:
-        with _quietly():
+        with quietly():
             data = load_dataset(**arguments)
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         reason = ": ".join(str(part).rstrip(".") for part in (error, error.__cause__) if part)
@@ -84,7 +86,7 @@ def open_texts(task: TextTask, read: TaskFile, split: str, arguments: Mapping[st
 
 
 @contextmanager
-def _quietly() -> Iterator[None]:
+def quietly() -> Iterator[None]:
     """Without the progress bars of ``datasets``, for the short local loads."""
     were_on = datasets.is_progress_bar_enabled()
     datasets.disable_progress_bars()
@@ -108,7 +110,12 @@ def sample_ids(task: TaskSpec, size: int, count: int, seed: int) -> list[int]:
             f"{count} calibration samples asked for, task {task.task!r} has {size} to draw from; "
             f"give 1 to {size}"
         )
-    key = hashlib.sha256(f"{task.task}:{seed}".encode()).digest()
+    return draw(task.task, size, count, seed)
+
+
+def draw(name: str, size: int, count: int, seed: int) -> list[int]:
+    """``count`` different numbers below ``size``, by seed and name; a smaller draw begins a larger one."""
+    key = hashlib.sha256(f"{name}:{seed}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(key[:7], "little"))
     return [int(i) for i in torch.randperm(size, generator=generator)[:count]]
 
@@ -123,6 +130,10 @@ def revision(spec: DatasetSpec) -> str:
     folder = locate(spec.path)
     if not folder.is_dir():
         return spec.revision or "unpinned"
-    found = sorted(f for f in folder.rglob("*") if f.is_file() and DATA_FILES & set(f.suffixes))
+    found = sorted(f for f in folder.rglob("*") if f.is_file() and _holds_samples(f))
     files = {f.relative_to(folder).as_posix(): sha256(f) for f in found}
     return hashlib.sha256(" ".join(f"{name}:{found}" for name, found in files.items()).encode()).hexdigest()
+
+
+def _holds_samples(file: Path) -> bool:
+    return bool(DATA_FILES & set(file.suffixes)) or file.suffix.lower() in PICTURES

@@ -30,7 +30,8 @@ BASE_FILES = {
     "open_clip": ("open_clip_config.json", "open_clip_model.safetensors", *TOKENIZER),
 }
 TEXT_FILES = ("config.json", "generation_config.json", *TOKENIZER, *WEIGHTS)
-EXPERT_FILES = ("config.json", "adapter_config.json", *WEIGHTS, "adapter_model.bin")
+ADAPTER = "adapter_config.json"
+EXPERT_FILES = ("config.json", ADAPTER, *WEIGHTS, "adapter_model.bin")
 
 
 @dataclass(frozen=True)
@@ -67,10 +68,16 @@ def model(where: str, patterns: Sequence[str], revision: str | None = None) -> R
     Raises:
         UserError: the hub cannot be reached, lacks the repository, or holds no weights in it.
     """
-    found = hub.listing(where, "model", revision)
+    return of_listing(hub.listing(where, "model", revision), patterns)
+
+
+def of_listing(found: hub.Listing, patterns: Sequence[str]) -> RepoLock:
+    """The files that match of a model whose repository was listed; raises UserError as :func:`model`."""
     names = chosen(found.sizes, patterns)
     if not any(name.endswith((".safetensors", *PICKLED)) for name in names):
-        raise UserError(f"model {where} holds no weights at commit {found.revision[:12]}; correct the suite")
+        raise UserError(
+            f"model {found.id} holds no weights at commit {found.revision[:12]}; correct its name"
+        )
     return hub.described(found, "model", names)
 
 
@@ -80,31 +87,35 @@ def data(spec: DatasetSpec) -> DataFiles:
     Raises:
         UserError: the hub cannot be reached, or lacks the data set, its configuration or a split.
     """
-    found = hub.listing(spec.path, "dataset", spec.revision)
+    return split_files(spec.path, spec.config, spec.revision, [spec.train_split, spec.eval_split])
+
+
+def split_files(path: str, config: str | None, revision: str | None, names: Sequence[str]) -> DataFiles:
+    """The files of some splits of a data set, as :func:`data`."""
+    found = hub.listing(path, "dataset", revision)
     try:
         builder = hub.patiently(
-            lambda: load_dataset_builder(spec.path, spec.config, revision=found.revision),
-            f"dataset {spec.path}",
+            lambda: load_dataset_builder(path, config, revision=found.revision), f"dataset {path}"
         )
     except (ValueError, datasets.exceptions.DatasetsError) as error:
-        raise UserError(f"data set {spec.path}: {error}; correct the suite") from error
+        raise UserError(f"data set {path}: {error}; correct its name") from error
     if builder.name not in FORMATS:
         raise UserError(
-            f"data set {spec.path} is read by {builder.name!r}, expected one of {', '.join(FORMATS)}; give a "
+            f"data set {path} is read by {builder.name!r}, expected one of {', '.join(FORMATS)}; give a "
             "copy in such a format"
         )
-    prefix = f"hf://datasets/{spec.path}@{found.revision}/"
+    prefix = f"hf://datasets/{path}@{found.revision}/"
     there = {str(name): files for name, files in (builder.config.data_files or {}).items()}
     splits = {}
-    for split in (spec.train_split, spec.eval_split):
+    for split in names:
         if split not in there:
             raise UserError(
-                f"data set {spec.path} has no split {split!r} at commit {found.revision[:12]}, only "
-                f"{', '.join(there) or 'none'}; correct the suite"
+                f"data set {path} has no split {split!r} at commit {found.revision[:12]}, only "
+                f"{', '.join(there) or 'none'}; correct the name"
             )
         splits[split] = [url.removeprefix(prefix) for url in there[split]]
-    names = sorted({name for files in splits.values() for name in files})
+    used = sorted({name for files in splits.values() for name in files})
     declared = builder.info.features
     return DataFiles(
-        hub.described(found, "dataset", names), builder.name, declared.to_dict() if declared else None, splits
+        hub.described(found, "dataset", used), builder.name, declared.to_dict() if declared else None, splits
     )

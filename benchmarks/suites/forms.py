@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, GetJsonSchemaHandler, field_validator, model_validator
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
 
 from benchmarks.suites import splits
 from benchmarks.suites.strict import Count, Line, Names, OwnedName, PlainName, Strict
@@ -104,6 +106,15 @@ class ImageTask(TaskSpec):
         own = {name: value for name, value in given.items() if name != "use"}
         return {**_shared_task(given["use"]), **own}
 
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        """With ``use``, which stands for every field but the expert."""
+        reference = handler(core)
+        found = handler.resolve_ref_schema(reference)
+        found["properties"]["use"] = {"enum": _shared_names()}
+        found["anyOf"] = [{"required": found.pop("required")}, {"required": ["use", "expert"]}]
+        return reference
+
     @field_validator("class_names")
     @classmethod
     def _classes_differ(cls, names: list[str]) -> list[str]:
@@ -129,11 +140,14 @@ class TextTask(TaskSpec):
 
 def _shared_task(name: Any) -> dict[str, Any]:
     """The content of ``benchmarks/suites/tasks/NAME.json``."""
-    known = sorted(file.stem for file in TASKS.glob("*.json"))
-    if name not in known:
-        raise ValueError(f"task {name!r} to use is unknown{nearest(str(name), known)}")
+    if name not in _shared_names():
+        raise ValueError(f"task {name!r} to use is unknown{nearest(str(name), _shared_names())}")
     content: dict[str, Any] = json.loads((TASKS / f"{name}.json").read_bytes())
     return content
+
+
+def _shared_names() -> list[str]:
+    return sorted(file.stem for file in TASKS.glob("*.json"))
 
 
 class Comparison(Strict):
@@ -150,7 +164,7 @@ class Comparison(Strict):
     controls: list[str]
     axes: dict[str, str | float | int | bool | None] = Field(default={})
 
-    @field_validator("samples", mode="before")
+    @field_validator("samples", mode="before", json_schema_input_type=Count | list[Count])
     @classmethod
     def _one_or_several(cls, given: Any) -> Any:
         return [given] if isinstance(given, int) else given

@@ -19,7 +19,7 @@ from pydantic_core import from_json
 
 from benchmarks.suites import prompt as prompts
 from benchmarks.suites.forms import FOLDER, FORMS, LOCAL, PACKAGE, ClipSuite, Suite, TextSuite
-from benchmarks.suites.strict import first_complaint
+from benchmarks.suites.strict import complaints, first_complaint
 from epmq.calibration import Calibration
 from epmq.errors import UserError, nearest
 from epmq.layer.spec import QuantSpec
@@ -57,15 +57,36 @@ def _namespaced(suite: Suite) -> Suite:
 
 def _read(file: Path) -> Suite:
     try:
-        content = from_json(read_followed(file, MAX_BYTES), allow_inf_nan=False)
-        kind = content.get("kind") if isinstance(content, dict) else None
-        return FORMS.get(str(kind), ClipSuite).model_validate_json(json.dumps(content))
-    except OSError as error:
-        raise UserError(f"{file}: cannot read the suite file: {error.strerror}; check the path") from error
+        return _parsed(file)
     except ValidationError as error:
         raise UserError(f"{file}: {first_complaint(error)}; correct the suite file") from error
+
+
+def faults(name: str) -> list[str]:
+    """Everything that the form of a suite refuses, as :func:`load` would name the first of it.
+
+    Raises:
+        UserError: the suite is unknown, or its file cannot be read or is not JSON.
+    """
+    if not name.endswith(".json"):
+        load(name)
+        return []
+    try:
+        _parsed(Path(name))
+    except ValidationError as error:
+        return complaints(error)
+    return []
+
+
+def _parsed(file: Path) -> Suite:
+    try:
+        content = from_json(read_followed(file, MAX_BYTES), allow_inf_nan=False)
+    except OSError as error:
+        raise UserError(f"{file}: cannot read the suite file: {error.strerror}; check the path") from error
     except ValueError as error:
         raise UserError(f"{file}: is not JSON ({error}); correct the suite file") from error
+    kind = content.get("kind") if isinstance(content, dict) else None
+    return FORMS.get(str(kind), ClipSuite).model_validate_json(json.dumps(content))
 
 
 def load_clip(name: str) -> ClipSuite:

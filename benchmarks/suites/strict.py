@@ -9,11 +9,11 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from epmq.errors import nearest
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
 def _plain(name: str) -> str:
-    if not _NAME.fullmatch(name):
+    if not PLAIN.fullmatch(name):
         raise ValueError(
             f"{name[:60]!r} is no name; give up to 100 letters, digits and . _ -, a letter first"
         )
@@ -34,9 +34,14 @@ def _one_line(text: str) -> str:
     return text
 
 
-PlainName = Annotated[str, AfterValidator(_plain)]  # it becomes a part of files' names
-OwnedName = Annotated[str, AfterValidator(_plain_or_owned)]  # OWNER/NAME, or NAME
-Line = Annotated[str, AfterValidator(_one_line)]
+_PLAIN, _OWNED = f"^{PLAIN.pattern}$", f"^({PLAIN.pattern}/)?{PLAIN.pattern}$"
+PlainName = Annotated[  # it becomes a part of files' names
+    str, AfterValidator(_plain), Field(json_schema_extra={"pattern": _PLAIN})
+]
+OwnedName = Annotated[  # OWNER/NAME, or NAME
+    str, AfterValidator(_plain_or_owned), Field(json_schema_extra={"pattern": _OWNED})
+]
+Line = Annotated[str, AfterValidator(_one_line), Field(json_schema_extra={"minLength": 1, "maxLength": 1000})]
 Names = Annotated[list[str], Field(min_length=1)]
 Count = Annotated[int, Field(ge=1, le=2**53, strict=True)]
 # In place of pydantic's own words, where these say more.
@@ -46,7 +51,7 @@ _EXPECTED = {"string_type": "expected a text in quotation marks", "model_type": 
 class Strict(BaseModel):
     """A form whose unknown fields are refused, with those that it has."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     @model_validator(mode="before")
     @classmethod
@@ -59,13 +64,21 @@ class Strict(BaseModel):
 
 def first_complaint(error: ValidationError) -> str:
     """The first thing that a form refuses: the field, what it holds and what was expected."""
-    first = error.errors()[0]
-    where = ".".join(map(str, first["loc"]))
-    if first["type"] == "missing":
+    return complaints(error)[0]
+
+
+def complaints(error: ValidationError) -> list[str]:
+    """Everything that a form refuses, in its order."""
+    return [_complaint(each) for each in error.errors()]
+
+
+def _complaint(found: Any) -> str:
+    where = ".".join(map(str, found["loc"]))
+    if found["type"] == "missing":
         return f"field {where!r} is missing"
-    if first["type"] == "value_error":
-        said = str(first["ctx"]["error"])
+    if found["type"] == "value_error":
+        said = str(found["ctx"]["error"])
         return f"field {where!r}: {said}" if where else said
-    shown = f"{first['input']!r:.80}"
-    expected = _EXPECTED.get(first["type"], first["msg"])
+    shown = f"{found['input']!r:.80}"
+    expected = _EXPECTED.get(found["type"], found["msg"])
     return f"field {where!r} is {shown}: {expected}" if where else expected

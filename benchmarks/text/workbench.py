@@ -40,11 +40,14 @@ class TextWorkbench(Workbench):
 
     def _open_models(self) -> None:
         evaluation.require()
-        self._tasks: dict[str, TaskFile] = {t.task: prompt.read(t.prompt) for t in self.suite.tasks}
+        self._tasks: dict[str, TaskFile] = {t.task: self._task_file(t.prompt) for t in self.suite.tasks}
         if self.setting.machine.dtype == "float16" and self.suite.architecture == "encoder-decoder":
             raise UserError("--dtype float16 overflows in T5; give float32 or bfloat16")
         self.models = open_models(self.suite, self.sources)
         self._said: dict[str, dict[str, list[list[int]]]] = {}
+
+    def _task_file(self, name: str) -> TaskFile:
+        return prompt.read(name)
 
     def _open_split(self, task: TextTask, split: str) -> Dataset:
         return data.open_texts(task, self._tasks[task.task], split, self.sources.arguments(task, split))

@@ -43,6 +43,7 @@ class Setting:
         pinned: whether the revisions are fixed (a suite's bundled files are).
         together: models that are evaluated in one pass over the test images.
         workers: processes that decode images.
+        keep_models: whether the models of computed cells are kept in the cache.
     """
 
     machine: Machine = field(default_factory=Machine)
@@ -50,6 +51,7 @@ class Setting:
     pinned: bool = True
     together: int = 1
     workers: int = min(8, os.cpu_count() or 1) - 1
+    keep_models: bool = False
 
 
 @dataclass(frozen=True)
@@ -104,9 +106,9 @@ class Workbench(ABC):
 
     models: Models
 
-    def __init__(self, suite: Suite, setting: Setting | None = None) -> None:
+    def __init__(self, suite: Suite, setting: Setting | None = None, sources: Sources | None = None) -> None:
         self.suite, self.setting = suite, setting or Setting()
-        self.sources = Sources(suite, self.setting.lock)
+        self.sources = sources or Sources(suite, self.setting.lock)
         self._open_models()
         self._splits = {
             (task.task, split): self._opened(task, split)

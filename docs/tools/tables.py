@@ -8,6 +8,7 @@ from fnmatch import fnmatchcase
 
 from tabulate import tabulate
 
+from docs.tools import formats
 from docs.tools.records import RUNS, headlines, one, task_fields, task_name, text
 from docs.tools.records import tables as committed
 from epmq.errors import UserError
@@ -22,7 +23,8 @@ def table(words: Sequence[str]) -> str:
     Either ``SUITE PATTERN ... : COLUMN, COLUMN, ...`` (rows MERGE/METHOD/BITS and columns of the committed
     table, in its order), or ``tasks SUITE ROW=HEADING ...`` (a line for each task and their average), or
     ``balanced SUITE ROW=HEADING ...`` (balanced accuracies, beside each task's largest class), or ``paper``,
-    or ``plan SUITE SUITE ...``, or ``registry KIND`` (see docs/tools/registry.py), or ``objectives SUITE``.
+    or ``plan SUITE SUITE ...``, or ``registry KIND`` (see docs/tools/registry.py), or ``objectives SUITE``, or
+    ``formats`` (what loads where, from docs/formats).
 
     Raises:
         UserError: there is no such table, row or column.
@@ -34,6 +36,8 @@ def table(words: Sequence[str]) -> str:
         return _plans(rest)
     if kind in ("registry", "objectives"):
         return _of_registry(kind, rest)
+    if kind == "formats":
+        return formats.table()
     if kind == "tasks":
         return _tasks(rest[0], [word.partition("=")[::2] for word in rest[1:]])
     if kind == "balanced":

@@ -25,6 +25,7 @@ from epmq.models import causal_lm, t5
 CONFIG = "adapter_config.json"
 SAFE, PICKLED = "adapter_model.safetensors", "adapter_model.bin"  # the weights; the second is the old form
 PREFIX = "base_model.model."
+VISION = "vision_model."  # of a CLIP model's image tower, whose own names have no prefix
 LOW_RANK = re.compile(r"(?P<module>.+)\.lora_(?P<kind>embedding_)?(?P<side>[AB])(\.default)?(\.weight)?")
 WRAPPED = re.compile(r"\.(base_layer|modules_to_save(\.default)?)(?=\.[^.]+$)")
 # Fields that leave the sum W + s B A as it is, whatever they hold, or that this module reads.
@@ -107,10 +108,18 @@ def lora_merged(base: Mapping[str, Tensor], folder: Path) -> LoraMerged:
     updates: dict[str, _Update] = {}
     for stored in adapter:
         _note(updates, stored, folder)
-    for name, update in updates.items():
+    merged = _of_tower(updates, base)
+    for name, update in merged.items():
         _complete(name, update, settings, adapter, base, folder)
     _refuse_absent(settings, updates, folder)
-    return LoraMerged(base, adapter, updates)
+    return LoraMerged(base, adapter, merged)
+
+
+def _of_tower(updates: Mapping[str, _Update], base: Mapping[str, Tensor]) -> dict[str, _Update]:
+    """The updates of what is merged, by the base's own names: of a CLIP model's, those of its image tower."""
+    if updates.keys() & base.keys() or not any(name.startswith(VISION) for name in updates):
+        return dict(updates)
+    return {n.removeprefix(VISION): update for n, update in updates.items() if n.startswith(VISION)}
 
 
 def _settings(folder: Path) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from tabulate import tabulate
 from epmq.errors import UserError
 from results.analysis.analysis import Analysis
 from results.figures.data import data_csv, figure_data
-from results.store import origin, samples
+from results.store import exports, origin, samples
 from results.store.files import os_errors, read_bounded, refuse_link
 from results.store.folder import RunFolder
 from results.store.records import SCHEMA, Record, agree, mean_ranked
@@ -111,6 +111,7 @@ def verify(analysis: Analysis) -> Report:
         _alike(cells),
         _tables(analysis),
         _figures(analysis),
+        _exports(analysis),
     ]
     return Report(str(folder.path), SCHEMA, tuple(points), tuple(_notes(folder, cells)))
 
@@ -241,6 +242,15 @@ def _figures(analysis: Analysis) -> Checked:
         return Checked("data of saved figures", len(saved), (str(error),))
     failures = [_difference(file, partial(texts.get, file.stem)) for file in saved]
     return Checked("data of saved figures", len(saved), tuple(filter(None, failures)))
+
+
+def _exports(analysis: Analysis) -> Checked:
+    what = "exported checkpoints name their record"
+    try:
+        number, failures = exports.problems(analysis.folder.path, analysis.records)
+    except UserError as error:
+        return Checked(what, 1, (str(error),))
+    return Checked(what, number, tuple(failures))
 
 
 def _difference(file: Path, made: Callable[[], str | None]) -> str | None:

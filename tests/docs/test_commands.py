@@ -7,6 +7,8 @@ import ast
 import contextlib
 import io
 import json
+import re
+from collections.abc import Set
 from fnmatch import filter as matching
 from pathlib import Path
 
@@ -29,20 +31,21 @@ def listed() -> dict[str, set[str]]:
 KNOWN = listed()
 METHODS = KNOWN["methods"]
 PLACEHOLDERS = {"DIR", "FILE", "ID", "NAME", "SUITE", "N", "PATH.json", "TASK.json"}
+OWN = re.compile(r"[\w-]+\.json")  # suite files that a page makes; tests/docs/test_guides.py runs it
 
 
 def name(path: Path) -> str:
     return path.relative_to(ROOT).as_posix()
 
 
-def registered(page: str) -> set[str]:
-    """Methods that a page's own examples register."""
+def registered(page: str, decorator: str = "baseline") -> set[str]:
+    """Methods that a page's own examples register; or merges, with ``"merge_method"``."""
     calls = [
         node
         for block in blocks(page)
         if block.language == "python"
         for node in ast.walk(ast.parse(block.code))
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "baseline"
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == decorator
     ]
     return {str(ast.literal_eval(call.args[0])) for call in calls}
 
@@ -58,13 +61,13 @@ def sessions() -> set[str]:
     return found
 
 
-def wrong(words: list[str], whole: bool, methods: set[str]) -> str:
+def wrong(words: list[str], whole: bool, methods: set[str], merges: Set[str] = frozenset()) -> str:
     """What is wrong with a command, if anything; in a sentence it may lack what is required."""
     words = ["1" if word == "N" else word for word in words if word != "..."]
     try:
         match words:
             case ["epmq", *rest]:
-                return wrong_epmq(rest, whole, methods)
+                return wrong_epmq(rest, whole, methods, merges)
             case ["nox", "-s", *rest]:
                 asked = rest[: rest.index("--")] if "--" in rest else rest
                 return "" if set(asked) <= sessions() else f"no session {asked}"
@@ -80,7 +83,7 @@ def wrong(words: list[str], whole: bool, methods: set[str]) -> str:
     return ""
 
 
-def wrong_epmq(words: list[str], whole: bool, methods: set[str]) -> str:
+def wrong_epmq(words: list[str], whole: bool, methods: set[str], merges: Set[str]) -> str:
     if "--help" in words or (len(words) == 1 and not whole):
         there = {command.prog.split()[1] for command, _ in parsed_commands(parser())} | {"COMMAND", "--help"}
         return "" if words[0] in there else f"no command {words[0]}"
@@ -90,17 +93,19 @@ def wrong_epmq(words: list[str], whole: bool, methods: set[str]) -> str:
         if not whole and "arguments are required" in str(error):
             return ""
         raise
-    return "; ".join(f"no {name}" for name in unknown(options, methods) if name not in PLACEHOLDERS)
+    return "; ".join(f"no {name}" for name in unknown(options, methods, merges) if name not in PLACEHOLDERS)
 
 
-def unknown(options: argparse.Namespace, methods: set[str]) -> list[str]:
+def unknown(options: argparse.Namespace, methods: set[str], merges: Set[str]) -> list[str]:
     """Names and patterns of a command that name nothing."""
     given = {name: value for name, value in vars(options).items() if value}
+    names = {k: [v] if isinstance(v, str) else v for k, v in given.items() if k in ("method", "merge")}
+    suites = [given["suite"]] if "suite" in given and not OWN.fullmatch(given["suite"]) else []
     asked = [
-        ([given["suite"]] if "suite" in given else [], KNOWN["suites"]),
-        (given.get("merge", []), KNOWN["merges"]),
+        (suites, KNOWN["suites"]),
+        (names.get("merge", []), KNOWN["merges"] | merges),
         (given.get("controls", []), KNOWN["controls"]),
-        (given.get("method", []), methods | KNOWN["controls"]),
+        (names.get("method", []), methods | KNOWN["controls"]),
         ([str(given.get("golden", "DIR"))], {"results/committed/golden"}),
     ]
     return [name for names, there in asked for name in names if not matching(there, name)]
@@ -109,8 +114,8 @@ def unknown(options: argparse.Namespace, methods: set[str]) -> list[str]:
 @pytest.mark.parametrize("path", PAGES, ids=name)
 def test_commands_of_the_pages_are_those_of_the_code(path: Path) -> None:
     page = path.read_text("utf-8")
-    methods = METHODS | registered(page)
-    told = {" ".join(w): wrong(w, whole, methods) for w, whole in commands(page)}
+    methods, merges = METHODS | registered(page), registered(page, "merge_method")
+    told = {" ".join(w): wrong(w, whole, methods, merges) for w, whole in commands(page)}
     assert not {command: complaint for command, complaint in told.items() if complaint}
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -333,3 +334,15 @@ def test_absent_weights_are_refused(tmp_path: Path) -> None:
     (folder / SAFE).unlink()
     with pytest.raises(UserError, match=f"{SAFE}: no such checkpoint file"):
         lora_merged(BASE, folder)
+
+
+def test_an_adapter_of_a_clip_model_reaches_its_image_tower_alone() -> None:
+    """PEFT names what it adapts by the whole model; the tower that is merged has no prefix."""
+    name = "encoder.layers.0.self_attn.q_proj"
+    base = {f"{name}.weight": numbers(6, 4)}
+    tensors = pair(f"vision_model.{name}", shape=(6, 4)) | pair(f"text_model.{name}", shape=(6, 4))
+    with tempfile.TemporaryDirectory() as folder:
+        merged = lora_merged(base, write(Path(folder), tensors))
+        assert merged.changed == {f"{name}.weight"}
+        expected = base[f"{name}.weight"] + ALPHA / RANK * product(tensors, f"vision_model.{name}")
+        torch.testing.assert_close(merged[f"{name}.weight"], expected)

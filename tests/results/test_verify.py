@@ -14,6 +14,8 @@ from epmq.errors import UserError
 from results.analysis.analysis import Analysis
 from results.figures.data import figure_data
 from results.judge.verify import Report, verify
+from results.store import exports
+from results.store.exports import Export
 from results.store.folder import RunFolder
 from results.store.records import Record, TaskResult
 from results.tables.comparison import save
@@ -66,9 +68,27 @@ def test_a_whole_folder_passes_and_says_what_was_looked_at(tmp_path: Path) -> No
         "tasks alike in every cell": 2,
         "saved tables": 5,
         "data of saved figures": len(figure_data(Analysis(folder))),
+        "exported checkpoints name their record": 0,
     }
     assert report.notes == ()
     assert report.render().endswith(f"{tmp_path}: verified\n")
+
+
+def test_an_export_names_a_record_as_it_is(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path, *study(), asked=asking(*study()))
+    known = folder.records()[1]
+    assert known.record_sha256 is not None
+    right = Export(key=known.key, record_sha256=known.record_sha256, format="dense", weights_sha256="0" * 64)
+    for _ in range(2):
+        exports.add(tmp_path, right)
+    assert len((tmp_path / exports.FILE).read_bytes().splitlines()) == 1
+    assert not verify(Analysis(folder)).failed
+    exports.add(tmp_path, right.model_copy(update={"record_sha256": "1" * 64}))
+    exports.add(tmp_path, right.model_copy(update={"key": "f" * 16}))
+    (point,) = (p for p in verify(Analysis(folder)).points if p.what.startswith("exported"))
+    assert point.checked == 3
+    assert "2: is of another record" in point.failures[0]
+    assert "3: names cell ffffffffffffffff" in point.failures[1]
 
 
 def save_figures_data(folder: RunFolder) -> None:

@@ -28,6 +28,8 @@ TALK = {  # what the closure of a computed cell imports that does not compute it
     "baselines/refinements": "found by name, each hashed with the cells that use it",
     "benchmarks/run/outcome.py": "what a cell gave, as it is handed on",
     "benchmarks/run/cells.py": "the key itself",
+    "benchmarks/run/models.py": "keeps what was computed",
+    "epmq/packed": "how computed models are written",
     "benchmarks/run/unfinished.py": "where work is kept that a kill cuts off",
     "benchmarks/sources": "where files come from; their bytes are in the revisions",
     "benchmarks/suites": "the suite, whose fingerprint is in the revisions",

@@ -13,7 +13,7 @@ import httpx2
 import pytest
 from huggingface_hub import errors
 
-from benchmarks.sources import hub, pin, resolve
+from benchmarks.sources import data, hub, pin, resolve
 from benchmarks.sources import lock as locks
 from benchmarks.sources.fetch import Sources, label_counts
 from benchmarks.sources.lock import DatasetLock, FileLock, Lock, SplitLock
@@ -289,3 +289,14 @@ def test_what_lasts_is_said_in_one_line(
 def test_other_errors_are_not_hidden() -> None:
     with pytest.raises(ZeroDivisionError):
         hub.patiently(lambda: 1 // 0, "it")
+
+
+def test_a_folder_of_images_has_a_revision_of_its_pixels(tmp_path: Path) -> None:
+    """What was decoded from it is kept by that."""
+    folder = tmp_path / "images" / "train" / "red"
+    folder.mkdir(parents=True)
+    (folder / "0.png").write_bytes(b"one")
+    spec = SUITE.tasks[0].dataset.model_copy(update={"path": str(tmp_path / "images")})
+    before = data.revision(spec)
+    (folder / "0.png").write_bytes(b"two")
+    assert data.revision(spec) != before
