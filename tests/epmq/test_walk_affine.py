@@ -251,4 +251,4 @@ def test_axes_out_of_range_are_refused(axes: dict[str, Any]) -> None:
     ids=str,
 )
 def test_axes_that_change_nothing_are_known(axes: dict[str, Any], idle: set[str]) -> None:
-    assert set(Calibration(**axes).idle) == idle
+    assert set(Calibration(**axes).idle) == idle | {"asymmetry"}, "that is of the merged target"
