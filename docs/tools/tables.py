@@ -23,7 +23,7 @@ def table(words: Sequence[str]) -> str:
     Either ``SUITE PATTERN ... : COLUMN, COLUMN, ...`` (rows MERGE/METHOD/BITS and columns of the committed
     table, in its order), or ``tasks SUITE ROW=HEADING ...`` (a line for each task and their average), or
     ``balanced SUITE ROW=HEADING ...`` (balanced accuracies, beside each task's largest class), or ``paper``,
-    or ``plan SUITE SUITE ...``, or ``registry KIND`` (see docs/tools/registry.py), or ``objectives SUITE``, or
+    or ``plan SUITE SUITE ...``, ``registry KIND`` (see docs/tools/registry.py), ``objectives SUITE`` or
     ``formats`` (what loads where, from docs/formats).
 
     Raises:
