@@ -91,17 +91,25 @@ def export(
         card=lambda about: card(record, workbench, about),
         note=note,
     )
-    assert record.record_sha256 is not None
-    exports.add(
-        folder.path,
-        exports.Export(
-            key=record.key,
-            record_sha256=record.record_sha256,
-            format=kind,
-            weights_sha256=written.sha256,
-        ),
-    )
+    notes += _named(folder, record, written)
     return Exported(written, notes)
+
+
+def _named(folder: RunFolder, record: Record, written: Written) -> list[str]:
+    """Name the export in the results folder; what is worth knowing where that cannot be."""
+    if record.record_sha256 is None:
+        return ["the record has no hash of its own, so its folder does not name the export"]
+    export = exports.Export(
+        key=record.key,
+        record_sha256=record.record_sha256,
+        format=written.format,
+        weights_sha256=written.sha256,
+    )
+    try:
+        exports.add(folder.path, export)
+    except UserError as error:  # the checkpoint is there all the same, and names its record
+        return [f"the results folder does not name the export: {error}"]
+    return []
 
 
 def _format(cell: Cell, asked: Format | None) -> Format:

@@ -22,7 +22,7 @@ from epmq.packed.layouts import Layout
 from epmq.packed.writing import OWN_WEIGHTS
 
 _PARTS = (pack_quantized.PACKED, pack_quantized.SCALE, pack_quantized.ZERO, pack_quantized.SHAPE)
-_UNFIT = (ValueError, KeyError, IndexError, TypeError, RuntimeError, AttributeError)
+_UNFIT = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 AGAIN = "export or download it again"
 
 
