@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from benchmarks.own.given import GivenSamples
 from benchmarks.own.models import OwnSources
@@ -36,3 +37,8 @@ class OwnTexts(GivenSamples, TextWorkbench):
     def _task_file(self, prompt: str) -> TaskFile:
         """The prompt alone; there is no answer that would be right."""
         return TaskFile.model_construct(task=prompt, doc_to_text="{{text}}", generation_kwargs=self._answer)
+
+    @property
+    def preprocess(self) -> dict[str, Any]:
+        """With the length of answers, which the calibration inputs depend on."""
+        return {**super().preprocess, "answer_tokens": self._answer.max_gen_toks}
