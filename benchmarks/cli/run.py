@@ -25,6 +25,9 @@ MERGE_OPTIONS = {  # by name: the type and what it is
     "common": (float, "Iso-CTS: shares of the rank that all tasks have in common (0.8)"),
     "drop": (float, "DARE: shares of entries dropped (0.5)"),
     "drop_seed": (int, "DARE: seeds of what is dropped (0)"),
+    "floor": (float, "singular-value calibration: least coefficients (0.1)"),
+    "mask": (float, "consensus: how large a task's entry is beside the others' sum (0.4)"),
+    "agreeing": (int, "consensus: least numbers of tasks that agree (2)"),
 }
 MOST_SEEDS = 1000  # draws of one command
 

@@ -35,6 +35,10 @@ FEWER = {  # for time; between them, both merges
 }
 
 REFINED = ("clip-vit-b32-8", "flan-t5-base-glue8")  # one of images, one of text
+OTHERS = {  # a cut of further comparisons
+    "roundings": ["--merge", "ties", "--method", "gptq-refit", "autoround", "--target", "merged"],
+    "merges": ["--merge", "wudi", "task-arithmetic-svc", "--method", "gptq"],
+}
 STEPS = ["--samples", "8", "--refine-steps", "2", "--refine-batch", "2"]
 
 
@@ -100,6 +104,9 @@ def rehearse(suite: Path, out: Path, given: list[str], env: Mapping[str, str]) -
         rows = ["--merge", "ties", "--method", "epmq-features-tuned", "--controls", "distilled-gptq"]
         refined = ["--comparison", "refined", *rows, *STEPS]
         epmq("run", str(suite), *refined, *given[:2], "--out", str(out), env=env)
+        for comparison, rows in OTHERS.items():
+            asked = ["--comparison", comparison, *rows, "--controls", *given[:2]]
+            epmq("run", str(suite), *asked, "--out", str(out), env=env)
     epmq("table", str(out), "--save", env=env)
     epmq("compare", str(out), env=env)
 

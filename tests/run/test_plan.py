@@ -60,7 +60,7 @@ def test_a_text_suite_keeps_merges_and_decodes_nothing() -> None:
 
 def test_a_bundled_suite_downloads_nothing() -> None:
     text = str(planned(suites.load("micro-clip-8")))
-    assert "micro-clip-8, version 1: 87 cells" in text
+    assert "micro-clip-8, version 1: 93 cells" in text
     assert "Downloads: none" in text
 
 

@@ -63,7 +63,7 @@ def test_every_cell_that_was_asked_for_has_one_record(finished: RunFolder) -> No
 
 def test_records_say_what_was_computed(finished: RunFolder) -> None:
     axes = {f.name for part in (Calibration, QuantSpec) for f in fields(part)} - set(LATER) | {"samples"}
-    uncalibrated = ("zero-shot", "experts", "merged", "expert-linears", "distilled")
+    uncalibrated = ("zero-shot", "experts", "merged", "merged-auto", "expert-linears", "distilled")
     for record in finished.records():
         quantised = record.bits is not None
         assert (record.suite, record.suite_version, record.seed) == ("local/tiny", 1, 0)
@@ -156,8 +156,12 @@ def test_two_runs_give_the_same_records_but_for_time_and_memory(
 
 def untimed(record: Record) -> Record:
     curves = {place: each.model_copy(update={"seconds": 0.0}) for place, each in record.refinements.items()}
-    absent = {"seconds": {}, "peak_memory_bytes": 0, "record_sha256": None, "refinements": curves}
-    return record.model_copy(update=absent)
+    search = record.search
+    if search is not None:
+        trials = tuple(trial.model_copy(update={"seconds": 0.0}) for trial in search.trials)
+        search = search.model_copy(update={"trials": trials})
+    absent = {"seconds": {}, "peak_memory_bytes": 0, "record_sha256": None}
+    return record.model_copy(update={**absent, "refinements": curves, "search": search})
 
 
 @pytest.mark.keeps_rng
