@@ -16,7 +16,7 @@ from tests.hub.content import build, shared
 from tests.hub.server import Hub
 from tests.hub.suites import write_suites
 
-KILLS = int(os.environ.get("EPMQ_KILLS", "1"))  # `nox -s kills` asks for more
+KILLS = int(os.environ.get("EPMQ_KILLS", "50"))
 
 
 def untimed(record: Record) -> Record:

@@ -14,9 +14,9 @@ from pathlib import Path
 from results.analysis.analysis import Analysis
 from results.store.folder import RunFolder
 from tests.fixtures.tiny_suite import TinySuite
-from tests.run.test_kill import OPTIONS, forked, tables
+from tests.kills.test_run import OPTIONS, forked, tables
 
-MOMENTS = int(os.environ.get("EPMQ_FULL_DISKS", "1"))  # `nox -s kills` asks for more
+MOMENTS = int(os.environ.get("EPMQ_FULL_DISKS", "20"))
 UNLIMITED = -1
 
 

@@ -16,7 +16,7 @@ import pytest
 from tests.fixtures.tiny_runs import snapshot
 from tests.results.test_golden import fit
 
-KILLS = int(os.environ.get("EPMQ_KILLS", "1"))  # `nox -s kills` asks for more
+KILLS = int(os.environ.get("EPMQ_KILLS", "50"))
 TEMPORARY = ".tmp"
 
 

@@ -16,7 +16,7 @@ from results.store.folder import RunFolder
 from results.tables.comparison import FORMATS, render
 from tests.fixtures.tiny_suite import TinySuite
 
-KILLS = int(os.environ.get("EPMQ_KILLS", "1"))  # `nox -s kills` asks for more
+KILLS = int(os.environ.get("EPMQ_KILLS", "50"))
 OPTIONS = [
     *("--method", "rtn", "gptq", "--bits", "4", "3", "--merge", "task-arithmetic", "ties"),
     *("--controls", "zero-shot", "experts", "merged", "regmean", "epmq-features-fp"),
