@@ -21,7 +21,19 @@ from tests.hub.text_data import TRAIN
 
 LLAMA = "replica/tiny-llama"  # experts: -a, whole, and -b, an adapter
 LM_TASKS = ("rte", "sst2")
-FEWER = {  # for time; between them, both merges
+FEWER = {  # for time; between them, both merges, and every row on clip-vit-b32-8
+    "clip-vit-l14-20": [
+        "--merge",
+        "task-arithmetic",
+        "--method",
+        "gptq",
+        "epmq",
+        "epmq-features",
+        "--controls",
+        "experts",
+        "merged",
+        "regmean",
+    ],
     "flan-t5-base-glue8": ["--comparison", "regression"],
     "flan-t5-base-glue8-lora16": [
         "--comparison",
@@ -36,7 +48,7 @@ FEWER = {  # for time; between them, both merges
 
 REFINED = ("clip-vit-b32-8", "flan-t5-base-glue8")  # one of images, one of text
 OTHERS = {  # a cut of further comparisons
-    "roundings": ["--merge", "ties", "--method", "gptq-refit", "autoround", "--target", "merged"],
+    "roundings": ["--merge", "ties", "--method", "gptq-refit", "--target", "merged"],
     "merges": ["--merge", "wudi", "task-arithmetic-svc", "--method", "gptq"],
 }
 STEPS = ["--samples", "8", "--refine-steps", "2", "--refine-batch", "2"]
