@@ -94,11 +94,10 @@ def seen_by_gptq(problem: LayerProblem, found: QuantizedWeight) -> Tensor:
     """
     import torch
 
-    order = torch.arange(len(problem.hessian))
+    order, upper = torch.arange(len(problem.hessian)), problem.factor
     if found.spec.act_order:
         order = torch.argsort(problem.hessian.diagonal(), descending=True, stable=True)
-    hessian = problem.hessian[order][:, order]
-    upper = torch.linalg.cholesky(hessian.flip(0, 1)).flip(0, 1)
+        upper = problem.in_order(order).factor
     gap = (problem.centre - found.dequantize().double())[:, order]
     passed = gap @ (upper / upper.diagonal()).triu(1)
     latent: Tensor = problem.centre + passed[:, torch.argsort(order)]

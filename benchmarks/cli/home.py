@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from benchmarks.cli import lm
 
@@ -17,8 +17,6 @@ from benchmarks.suites.forms import Suite
 from epmq.errors import UserError, choose
 from results.store.folder import RunFolder
 from results.store.records import Record
-
-FORMATS = ("compressed-tensors", "dense", "epmq")
 
 
 def add_to(commands: Any) -> None:
@@ -37,7 +35,7 @@ def add_to(commands: Any) -> None:
     export.add_argument(
         "--format",
         metavar="FORMAT",
-        help=f"{', '.join(FORMATS)} (compressed-tensors; dense where nothing is quantised)",
+        help="compressed-tensors, dense, epmq (compressed-tensors; dense where nothing is quantised)",
     )
     export.add_argument("--suite", type=home, help="suite file of the run, where it is not where it was")
     export.add_argument(
@@ -68,11 +66,12 @@ def add_to(commands: Any) -> None:
 
 
 def _export(options: argparse.Namespace) -> int:
-    if options.format is not None:
-        choose("--format", options.format, FORMATS)
     from benchmarks.export.cells import find
     from benchmarks.export.exporting import export
+    from epmq.packed.writing import Format
 
+    if options.format is not None:
+        choose("--format", options.format, get_args(Format))
     folder = RunFolder.open(options.folder)
     record = find(folder.records(), options.cell)
     suite = _suite_of(folder, options)

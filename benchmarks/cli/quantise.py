@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 # What needs torch is imported by the command itself, for it takes seconds.
 from benchmarks.cli.paths import given_path, home
-from benchmarks.cli.run import MERGE_OPTIONS, add_axes, given
+from benchmarks.cli.run import MERGE_OPTIONS, add_axes, add_merge_options, given
 from benchmarks.cli.screen import show
 from benchmarks.suites import load as suites
 from benchmarks.suites.any_lm import MAX_LENGTH
@@ -64,10 +64,7 @@ def add_to(commands: Any) -> None:
     machine.add_argument("--device", default="auto", help="auto (a GPU if there is one), cpu, cuda or cuda:N")
     machine.add_argument("--workers", type=int, metavar="N", help="processes that decode images")
     machine.add_argument("--plan", action="store_true", help="print what would be done and do nothing")
-    axes = add_axes(parser)
-    for name, (kind, what) in MERGE_OPTIONS.items():
-        flag, metavar = f"--{name.replace('_', '-')}", "N" if kind is int else "X"
-        axes.add_argument(flag, type=kind, metavar=metavar, help=what)
+    add_merge_options(add_axes(parser))
     parser.set_defaults(command=_quantise)
 
 

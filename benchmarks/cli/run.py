@@ -74,9 +74,7 @@ def add_to(commands: Any) -> None:
         metavar="STR",
         help="text: calibration reads what the experts generate, the targets, or start alone (experts)",
     )
-    for name, (kind, what) in MERGE_OPTIONS.items():
-        flag = f"--{name.replace('_', '-')}"
-        axes.add_argument(flag, nargs="+", type=kind, metavar="N" if kind is int else "X", help=what)
+    add_merge_options(axes, nargs="+")
     run.set_defaults(command=_run)
 
 
@@ -91,6 +89,13 @@ def add_axes(parser: Any) -> Any:
     for name, default in suites.REFINEMENT_AXES.items():
         _add_axis(refining, name, default, prefix="refine_")
     return axes
+
+
+def add_merge_options(group: Any, **how: Any) -> None:
+    """Add the options of merges; ``how`` goes to every ``add_argument``."""
+    for name, (kind, what) in MERGE_OPTIONS.items():
+        metavar = "N" if kind is int else "X"
+        group.add_argument(f"--{name.replace('_', '-')}", type=kind, metavar=metavar, help=what, **how)
 
 
 def _add_machine(run: Any) -> None:

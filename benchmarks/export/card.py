@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from epmq.packed.writing import Written
 from results.analysis.stats import NORMAL_95, standard_error
 from results.store.records import Record, TaskResult
 
+HEAD = "---\ntags: [epmq, quantised, model-merging]\n---\n\n# "  # the hub's front matter
 LOADING = {
     "compressed-tensors": "{kind}.from_pretrained(FOLDER)  # needs the package compressed-tensors",
     "dense": "{kind}.from_pretrained(FOLDER)",
@@ -28,7 +30,7 @@ def card(record: Record, workbench: Workbench, written: Written) -> str:
     suite, revisions = workbench.suite, workbench.revisions
     title = f"{suite.name}: {record.method}, {_bits(record)}"
     parts = [
-        f"---\ntags: [epmq, quantised, model-merging]\n---\n\n# {title}",
+        HEAD + title,
         "Several experts, merged into one model"
         + (f" and quantised to {record.bits} bits.\n" if record.bits else ".\n")
         + "Made by epmq, a benchmark suite for post-merge quantisation; `epmq.json` names the record of its "
@@ -60,9 +62,8 @@ def named(where: str) -> str:
 
 
 def _made(record: Record, written: Written) -> str:
-    given = ", ".join(f"{name} {value}" for name, value in record.merge_options.items())
     rows: list[tuple[str, Any]] = [
-        ("merge", f"{record.merge or 'none'}" + (f" ({given})" if given else "")),
+        ("merge", merge_told(record.merge, record.merge_options)),
         ("method", record.method),
         ("calibration", f"{record.axes.get('samples', 'no')} samples a task, seed {record.seed}, no labels"),
     ]
@@ -80,6 +81,17 @@ def _made(record: Record, written: Written) -> str:
         )
     )
     axes = {n: v for n, v in record.axes.items() if n not in ("samples", "decoder")}
+    return making(rows, axes, written)
+
+
+def merge_told(name: str | None, options: Mapping[str, Any]) -> str:
+    """A merge with its options, in words."""
+    given = ", ".join(f"{option} {value}" for option, value in options.items())
+    return (name or "none") + (f" ({given})" if given else "")
+
+
+def making(rows: Sequence[tuple[str, Any]], axes: Mapping[str, Any], written: Written) -> str:
+    """How a checkpoint was made: a table, every axis, and the layers that are stored dense."""
     text = tabulate(rows, ("", ""), "github", disable_numparse=True)
     if axes:
         text += "\n\nEvery axis: " + ", ".join(f"`{name}` {value}" for name, value in axes.items()) + "."
@@ -127,6 +139,11 @@ def _licences(workbench: Workbench) -> str:
     lines = [f"- base {named(suite.base)}: {licence(suite.base)}"]
     lines += [f"- expert of {t.task}, {named(t.expert)}: {licence(t.expert)}" for t in suite.tasks]
     lines += [f"- data of {t.task}: {t.dataset.licence}" for t in suite.tasks]
+    return derived(lines)
+
+
+def derived(lines: Sequence[str]) -> str:
+    """The section of the licences of what a model is made from."""
     return "This model is derived from these; their terms hold.\n\n" + "\n".join(lines)
 
 

@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 from benchmarks.export import answers
 from benchmarks.run.executors import open_workbench
 from benchmarks.run.outcome import Outcome
-from benchmarks.run.runner import arrays
+from benchmarks.run.runner import arrays, results_of
 from benchmarks.suites.forms import Suite
 from benchmarks.workbench.base import Setting
 from epmq.checkpoints.lazy import sha256
@@ -22,7 +22,6 @@ from epmq.packed.reading import Checkpoint, fitting, note
 from results.analysis.stats import standard_error
 from results.store.folder import RunFolder
 from results.store.records import Record, TaskResult
-from results.store.samples import scores
 
 
 @dataclass(frozen=True)
@@ -79,12 +78,7 @@ def evaluate(
         (done.answers[task.task],) = workbench.answers([tower], task)
     correct, found = arrays(done)
     given: Mapping[str, Any] = {**correct, **found}
-    tasks = {
-        task: TaskResult(
-            metric=x.metric, value=x.value, samples=len(x.actual), **scores(given, task, x.metric)
-        )
-        for task, x in done.answers.items()
-    }
+    tasks = results_of(done)
     if record is not None:
         run, line = record
         where = f"cell {line.key} of {run.path}"

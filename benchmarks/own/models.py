@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from datasets import Dataset
-from pydantic_core import from_json
 
 from benchmarks.sources import hub, resolve
 from benchmarks.sources.fetch import Fetched, Sources
@@ -17,6 +16,7 @@ from benchmarks.sources.hub import Listing
 from benchmarks.sources.weights import refuse_code
 from benchmarks.suites.forms import TaskSpec
 from benchmarks.suites.towers import TextTowerSpec, TowerSpec
+from epmq.checkpoints.described import json_object
 from epmq.errors import UserError
 from epmq.models.causal_lm import FAMILIES
 
@@ -24,6 +24,7 @@ Architecture = Literal["encoder-decoder", "causal"]
 CONFIG, OPEN_CLIP = "config.json", "open_clip_config.json"
 SUPPORTED = ("clip", "t5", *FAMILIES)
 _ID, _REVISION = re.compile(r"\w[\w.-]*/[\w.-]+"), re.compile(r"[\w./-]*")
+AGAIN = "get it again"
 TOKENS = 128  # a guess at a prompt's length, for plans alone
 
 
@@ -115,7 +116,7 @@ def form_of(folder: Path) -> Form:
         UserError: there is none, it is damaged, names code, or describes a model that is not supported.
     """
     refuse_code(folder)
-    kind = _read(folder / CONFIG).get("model_type") if (folder / CONFIG).is_file() else None
+    kind = json_object(folder / CONFIG, AGAIN).get("model_type") if (folder / CONFIG).is_file() else None
     if kind == "clip":
         return Form("transformers", None, _of_clip(folder))
     if kind == "t5":
@@ -133,16 +134,6 @@ def form_of(folder: Path) -> Form:
     )
 
 
-def _read(file: Path) -> dict[str, Any]:
-    try:
-        found = from_json(file.read_bytes())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file}: cannot be read as JSON ({error}); get it again") from error
-    if not isinstance(found, dict):
-        raise UserError(f"{file}: expected the fields of a model, found {type(found).__name__}; get it again")
-    return found
-
-
 def _of_clip(folder: Path) -> TowerSpec:
     vision = _configured(folder).vision_config
     return TowerSpec(
@@ -156,7 +147,7 @@ def _of_clip(folder: Path) -> TowerSpec:
 
 def _of_open_clip(file: Path) -> TowerSpec | None:
     """The size of a vision transformer; ``None`` for another tower, which opening it will refuse."""
-    vision = _read(file).get("model_cfg", {}).get("vision_cfg", {})
+    vision = json_object(file, AGAIN).get("model_cfg", {}).get("vision_cfg", {})
     try:
         return TowerSpec(
             image_size=vision["image_size"],

@@ -28,7 +28,7 @@ from benchmarks.workbench.machine import Machine
 from epmq.errors import UserError, choose
 from epmq.models.layers import layer_groups
 from epmq.models.tower import Tower
-from epmq.packed.new_folder import refuse_taken
+from epmq.packed.new_folder import nearest_there, refuse_taken
 from epmq.packed.writing import Format, Written, write_checkpoint
 
 SPARE = 1.05  # of the disk, over what the weights take
@@ -99,7 +99,7 @@ def _refuse_unfit(tower: Tower, one: Cell, format: Format, to: Path) -> None:  #
     packed = sum(n * one.spec.bits // 8 for name, n in size_of.items() if name in quantised)
     rest = sum(2 * n for name, n in size_of.items() if name not in quantised or format == "dense")
     needed = int(SPARE * (rest + (0 if format == "dense" else packed)))
-    nearest = next(path for path in to.absolute().parents if path.exists())
+    nearest = nearest_there(to)
     if (free := shutil.disk_usage(nearest).free) < needed:
         raise UserError(
             f"{to}: needs {size(needed)} at least, {nearest} has {size(free)} left; free some space or "

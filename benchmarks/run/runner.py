@@ -110,11 +110,24 @@ def arrays(done: Outcome) -> tuple[dict[str, Any], dict[str, Any]]:
     return correct, found
 
 
+def results_of(done: Outcome) -> dict[str, TaskResult]:
+    """The scores by task."""
+    correct, found = arrays(done)
+    return {
+        task: TaskResult(
+            metric=x.metric,
+            value=x.value,
+            samples=len(x.actual),
+            **scores({**correct, **found}, task, x.metric),
+        )
+        for task, x in done.answers.items()
+    }
+
+
 def record(workbench: Workbench, cell: Cell, done: Outcome, experts: Record | None) -> Record:
     """The cell's line in the results."""
-    values = {task: answers.value for task, answers in done.answers.items()}
-    correct, found = arrays(done)
-    further = {task: scores({**correct, **found}, task, x.metric) for task, x in done.answers.items()}
+    tasks = results_of(done)
+    values = {task: result.value for task, result in tasks.items()}
     bits = [x.packed_bits for x in done.layers if x.packed_bits is not None]
     sizes = [x.rows * x.columns for x in done.layers if x.packed_bits is not None]
     return Record(
@@ -134,12 +147,9 @@ def record(workbench: Workbench, cell: Cell, done: Outcome, experts: Record | No
         device=workbench.setting.machine.device.type,  # type: ignore[arg-type]
         dtype=workbench.setting.machine.dtype,
         pinned=workbench.setting.pinned,
-        tasks={
-            task: TaskResult(metric=x.metric, value=values[task], samples=len(x.actual), **further[task])
-            for task, x in done.answers.items()
-        },
+        tasks=tasks,
         average=math.fsum(values.values()) / len(values),
-        average_ranked=mean_ranked(each["ranked"] for each in further.values()),
+        average_ranked=mean_ranked(result.ranked for result in tasks.values()),
         normalised=normalised(values, experts.tasks) if experts else None,
         layers=tuple(_layer(x) for x in done.layers),
         refinements={place: _curve(x) for place, x in done.curves.items()},

@@ -88,7 +88,7 @@ def gptq(problem: LayerProblem, spec: QuantSpec) -> QuantizedWeight:
     factor, asymmetry = problem.inverse_factor, problem.asymmetry
     if spec.act_order:
         order = torch.argsort(problem.hessian.diagonal().cpu(), descending=True, stable=True)
-        factor = problem.permuted_inverse_factor(order)
+        factor = problem.in_order(order).inverse_factor
         weight, group_of = weight[order], group_of[order]
         asymmetry = None if asymmetry is None else asymmetry[order][:, order]
     past = None if asymmetry is None else ((asymmetry @ factor.T).triu(1) @ factor).cpu().to(LOOP_DTYPE)

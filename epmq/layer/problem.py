@@ -194,10 +194,14 @@ class LayerProblem:
         """
         return _invert_lower(self._reversed_factor).flip(0, 1)
 
-    def permuted_inverse_factor(self, order: Tensor) -> Tensor:
-        """:attr:`inverse_factor` of the Hessian with its columns taken in ``order``."""
-        permuted = LayerProblem(self.centre, self.hessian[order][:, order], self.reference)
-        return permuted.inverse_factor
+    @property
+    def factor(self) -> Tensor:
+        """Upper triangular F with ``hessian = F F^T``, the inverse of :attr:`inverse_factor`, float64."""
+        return self._reversed_factor.flip(0, 1)
+
+    def in_order(self, order: Tensor) -> LayerProblem:
+        """The problem with the Hessian's columns taken in ``order``, for its factors; weights stay."""
+        return LayerProblem(self.centre, self.hessian[order][:, order], self.reference)
 
     def objective(self, weight: Tensor) -> float:
         """``tr((weight - centre) hessian (weight - centre)^T)``."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -101,13 +102,48 @@ class QuantizedWeight:
         """Stored bits a weight, scales and zero points included."""
         return self.packed_bits / self.codes.numel()
 
+    def parts(self) -> dict[str, Tensor]:
+        """All that is stored, by name: ``codes`` and ``zero`` as bit streams, ``scale``, ``input_scale``.
+
+        A symmetric grid has no ``zero``, most weights no ``input_scale``.
+        """
+        found = {"codes": pack(self.codes, self.spec.bits), "scale": self.scale.contiguous()}
+        if not self.spec.symmetric:
+            found["zero"] = pack(self.zero, self.spec.bits)
+        if self.input_scale is not None:
+            found["input_scale"] = self.input_scale.contiguous()
+        return found
+
+    @classmethod
+    def from_parts(
+        cls,
+        parts: Mapping[str, Tensor],
+        shape: tuple[int, int],
+        bits: int,
+        group_size: int | None,
+        *,
+        symmetric: bool,
+    ) -> QuantizedWeight:
+        """Inverse of :meth:`parts` (loop fields of the spec take their defaults).
+
+        Raises:
+            ValueError, KeyError, IndexError, UserError: they do not fit together.
+        """
+        scale = parts["scale"]
+        spec = QuantSpec(
+            bits,
+            group_size,
+            symmetric=symmetric,
+            scale_dtype="float16" if scale.dtype == torch.float16 else "float32",
+        )
+        codes = unpack(parts["codes"], spec.bits, shape)
+        zero = torch.full(scale.shape, (spec.max_code + 1) // 2, dtype=torch.uint8)
+        if not spec.symmetric:
+            zero = unpack(parts["zero"], spec.bits, (scale.shape[0], scale.shape[1]))
+        return cls(codes, scale, zero, spec, parts.get("input_scale"))
+
     def to_bytes(self) -> bytes:
         """Packed little-endian bit stream in a safetensors container."""
-        tensors = {"codes": pack(self.codes, self.spec.bits), "scale": self.scale.contiguous()}
-        if not self.spec.symmetric:
-            tensors["zero"] = pack(self.zero, self.spec.bits)
-        if self.input_scale is not None:
-            tensors["input_scale"] = self.input_scale.contiguous()
         rows, columns = self.codes.shape
         meta = {
             "rows": rows,
@@ -115,7 +151,7 @@ class QuantizedWeight:
             "bits": self.spec.bits,
             "group_size": self.spec.group_size or 0,
         }
-        return bytes(save_tensors(tensors, {k: str(v) for k, v in meta.items()}))
+        return bytes(save_tensors(self.parts(), {k: str(v) for k, v in meta.items()}))
 
     @classmethod
     def from_bytes(cls, data: bytes) -> QuantizedWeight:
@@ -123,18 +159,8 @@ class QuantizedWeight:
         try:
             tensors = load_tensors(data)
             meta = {k: int(v) for k, v in _metadata(data).items()}
-            scale, shape = tensors["scale"], (meta["rows"], meta["columns"])
-            spec = QuantSpec(
-                meta["bits"],
-                meta["group_size"] or None,
-                symmetric="zero" not in tensors,
-                scale_dtype="float16" if scale.dtype == torch.float16 else "float32",
-            )
-            codes = unpack(tensors["codes"], spec.bits, shape)
-            zero = torch.full(scale.shape, (spec.max_code + 1) // 2, dtype=torch.uint8)
-            if not spec.symmetric:
-                zero = unpack(tensors["zero"], spec.bits, (scale.shape[0], scale.shape[1]))
-            return cls(codes, scale, zero, spec, tensors.get("input_scale"))
+            shape, group_size = (meta["rows"], meta["columns"]), meta["group_size"] or None
+            return cls.from_parts(tensors, shape, meta["bits"], group_size, symmetric="zero" not in tensors)
         except (SafetensorError, KeyError, IndexError, ValueError) as error:
             raise UserError(
                 f"not a packed quantised weight: {error}; write it again with to_bytes()"

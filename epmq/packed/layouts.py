@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from epmq.checkpoints.described import json_object
 from epmq.checkpoints.lazy import PICKLES, LazyCheckpoint, prefix_of, weights_file
 from epmq.errors import UserError
 from epmq.models.tower import Tower
@@ -237,7 +238,7 @@ def _processor(model: Any, source: Path | None, config: Mapping[str, Any]) -> di
     file = None if source is None else source / "open_clip_config.json"
     found: Any = getattr(getattr(model, "visual", model), "preprocess_cfg", None)
     if file is not None and file.is_file():
-        found = json.loads(file.read_bytes()).get("preprocess_cfg")
+        found = json_object(file, "download it again").get("preprocess_cfg")
     if not isinstance(found, dict):
         return {}
     size = config["image_size"]

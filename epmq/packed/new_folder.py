@@ -26,9 +26,14 @@ def refuse_taken(folder: Path) -> None:
     """Refuse a folder that is there already, or that cannot be made; raises UserError."""
     if os.path.lexists(folder):
         raise UserError(f"{folder}: is there already; choose another folder, or move it away")
-    nearest = next(path for path in folder.absolute().parents if path.exists())
+    nearest = nearest_there(folder)
     if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
         raise UserError(f"{folder}: cannot be made in {nearest}; choose a folder that can be written")
+
+
+def nearest_there(path: Path) -> Path:
+    """The nearest of the folders above a path that exists."""
+    return next(above for above in path.absolute().parents if above.exists())
 
 
 @contextlib.contextmanager

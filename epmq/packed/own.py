@@ -11,12 +11,10 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from epmq.errors import UserError
-from epmq.layer.spec import QuantSpec
-from epmq.layer.weight import QuantizedWeight, pack, unpack
+from epmq.layer.weight import QuantizedWeight
 
 GRIDS = "epmq_grids"  # in the metadata
 PARTS = ("codes", "zero", "scale", "input_scale")
@@ -28,12 +26,7 @@ def encoded(weights: Mapping[str, QuantizedWeight]) -> tuple[dict[str, Tensor], 
     grids: dict[str, Any] = {}
     for name, weight in weights.items():
         spec = weight.spec
-        tensors[f"{name}.codes"] = pack(weight.codes, spec.bits)
-        tensors[f"{name}.scale"] = weight.scale.contiguous()
-        if not spec.symmetric:
-            tensors[f"{name}.zero"] = pack(weight.zero, spec.bits)
-        if weight.input_scale is not None:
-            tensors[f"{name}.input_scale"] = weight.input_scale.contiguous()
+        tensors |= {f"{name}.{part}": tensor for part, tensor in weight.parts().items()}
         grids[name] = {
             "shape": list(weight.codes.shape),
             "bits": spec.bits,
@@ -61,18 +54,9 @@ def decoded(name: str, grid: Mapping[str, Any], tensors: Mapping[str, Tensor]) -
         ValueError, KeyError, TypeError, UserError: they do not fit together.
     """
     rows, columns = grid["shape"]
-    scale = tensors[f"{name}.scale"]
-    spec = QuantSpec(
-        grid["bits"],
-        grid["group_size"],
-        symmetric=grid["symmetric"],
-        scale_dtype="float16" if scale.dtype == torch.float16 else "float32",
-    )
     if not isinstance(rows, int) or not isinstance(columns, int):
         raise UserError(f"{name}: shape {grid['shape']!r} is none")
-    codes = unpack(tensors[f"{name}.codes"], spec.bits, (rows, columns))
-    if spec.symmetric:
-        zero = torch.full(scale.shape, (spec.max_code + 1) // 2, dtype=torch.uint8)
-    else:
-        zero = unpack(tensors[f"{name}.zero"], spec.bits, (scale.shape[0], scale.shape[1]))
-    return QuantizedWeight(codes, scale, zero, spec, tensors.get(f"{name}.input_scale"))
+    parts = {part: tensors[f"{name}.{part}"] for part in PARTS if f"{name}.{part}" in tensors}
+    return QuantizedWeight.from_parts(
+        parts, (rows, columns), grid["bits"], grid["group_size"], symmetric=grid["symmetric"]
+    )

@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic_core import from_json
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from epmq.checkpoints.described import json_object
 from epmq.checkpoints.lazy import PICKLES, LazyCheckpoint, check_finite, prefix_of, weights_file
 from epmq.errors import UserError
 from epmq.models.adapters import opened
 from epmq.models.tower import Tower
 from epmq.packed import own, pack_quantized
 from epmq.packed.layouts import Layout
-from epmq.packed.writing import OWN_WEIGHTS
+from epmq.packed.writing import NOTE, OWN_WEIGHTS
 
 _PARTS = (pack_quantized.PACKED, pack_quantized.SCALE, pack_quantized.ZERO, pack_quantized.SHAPE)
 _UNFIT = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
@@ -77,15 +76,7 @@ class Checkpoint(Mapping[str, Tensor]):
     def config(self) -> dict[str, Any]:
         """The content of ``config.json``, empty without one; raises UserError where it is damaged."""
         file = self.folder / "config.json"
-        if not file.is_file():
-            return {}
-        try:
-            found = from_json(file.read_bytes())
-        except (OSError, ValueError) as error:
-            raise UserError(f"{file}: cannot be read as JSON ({error}); {AGAIN}") from error
-        if not isinstance(found, dict):
-            raise UserError(f"{file}: is no JSON object; {AGAIN}")
-        return found
+        return json_object(file, AGAIN) if file.is_file() else {}
 
     def _own_grids(self) -> dict[str, Any]:
         try:
@@ -173,13 +164,5 @@ def note(folder: Path | str) -> dict[str, Any]:
     Raises:
         UserError: it is damaged.
     """
-    file = Path(folder) / "epmq.json"
-    if not file.is_file():
-        return {}
-    try:
-        found = json.loads(file.read_bytes())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file}: cannot be read as JSON ({error}); {AGAIN}") from error
-    if not isinstance(found, dict):
-        raise UserError(f"{file}: is no JSON object; {AGAIN}")
-    return found
+    file = Path(folder) / NOTE
+    return json_object(file, AGAIN) if file.is_file() else {}

@@ -210,7 +210,7 @@ def test_the_inverse_factor_follows_the_column_order() -> None:
     problem = guided(layer(4, 40))
     order = torch.argsort(problem.hessian.diagonal(), descending=True)
     wanted = textbook_factor(problem.hessian[order][:, order])
-    torch.testing.assert_close(problem.permuted_inverse_factor(order), wanted, rtol=1e-8, atol=1e-8)
+    torch.testing.assert_close(problem.in_order(order).inverse_factor, wanted, rtol=1e-8, atol=1e-8)
 
 
 def dead_columns(x: Tensor) -> Tensor:
