@@ -4,8 +4,8 @@
     def my_method(problem: LayerProblem, spec: QuantSpec) -> QuantizedWeight: ...
 
 A module imports torch and numba inside its functions, so that listing the methods does not wait for them.
-Modules in this folder are found by themselves; an installed package joins through the entry-point group
-``epmq.baselines`` (its value names a module that uses the decorator).
+Modules in ``baselines/roundings`` are found by themselves; an installed package joins through the
+entry-point group ``epmq.baselines`` (its value names a module that uses the decorator).
 """
 
 from __future__ import annotations
@@ -29,15 +29,6 @@ if TYPE_CHECKING:
 
 ENTRY_POINT_GROUP = "epmq.baselines"
 Needs = Literal["none", "Hessian"]
-NO_METHODS = (
-    "catalogue",
-    "contract",
-    "controls",
-    "named",
-    "recipes",
-    "refinements",
-    "registry",
-)  # the other modules of this folder
 
 
 @dataclass(frozen=True)
@@ -81,9 +72,9 @@ def baseline(
 
 @cache
 def _discover() -> None:
-    package = importlib.import_module("baselines")
-    for module in sorted({m.name for m in pkgutil.iter_modules(package.__path__)} - set(NO_METHODS)):
-        importlib.import_module(f"baselines.{module}")
+    package = importlib.import_module("baselines.roundings")
+    for module in sorted(found.name for found in pkgutil.iter_modules(package.__path__)):
+        importlib.import_module(f"baselines.roundings.{module}")
     plugins.load(ENTRY_POINT_GROUP)
 
 

@@ -76,7 +76,7 @@ def unknown_methods(records: Sequence[Record]) -> Iterator[str]:
         if record.rounding not in roundings:
             yield (
                 f"rounding {record.rounding!r} of {record.method!r} is not registered here; add its file to "
-                "baselines/, or install the package whose entry point names it"
+                "baselines/roundings/, or install the package whose entry point names it"
             )
         elif record.method not in methods:
             yield f"method {record.method!r} is not one that 'epmq list' names; run it under such a name"

@@ -95,7 +95,7 @@ def _recipe(record: Record) -> Recipe:
     if found is None or found.rounding != record.rounding:
         raise UserError(
             f"{record.kind} {record.method!r} of record {record.key} is not registered here; add its file to "
-            "baselines/, or install its package"
+            "baselines/roundings/, or install its package"
         )
     return found
 

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 import baselines
-from baselines.autoround import STEPS, SignedDescent, autoround, seen_by_gptq
 from baselines.contract import SPECS, realistic_problem
+from baselines.roundings.autoround import STEPS, SignedDescent, autoround, seen_by_gptq
 from epmq.layer import gptq as core
 from epmq.layer.grid import by_group
 from epmq.layer.problem import LayerProblem

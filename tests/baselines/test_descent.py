@@ -10,9 +10,9 @@ import torch
 from scipy.optimize import minimize
 
 import baselines
-from baselines import magr
 from baselines.contract import SPECS, realistic_problem
-from baselines.descent import _refitted
+from baselines.roundings import magr
+from baselines.roundings.descent import _refitted
 from epmq.layer.grid import by_group
 from epmq.layer.spec import QuantSpec
 from epmq.layer.weight import QuantizedWeight

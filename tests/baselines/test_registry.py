@@ -46,7 +46,9 @@ def test_an_unknown_name_is_answered_with_the_nearest() -> None:
 
 
 def test_a_name_is_taken_once() -> None:
-    with pytest.raises(UserError, match=r"'rtn' of .* is already registered by baselines.rtn.rtn; rename it"):
+    with pytest.raises(
+        UserError, match=r"'rtn' of .* is already registered by baselines.roundings.rtn.rtn; rename it"
+    ):
 
         @baselines.baseline("rtn", reference="none", summary="another")
         def another(problem: object, spec: object) -> QuantizedWeight:

@@ -26,7 +26,7 @@ GOOD = {
     "authors": ["A. Author"],
     "methods": ["rtn", "gptq"],
     "reference": "arXiv:2210.17323",
-    "code": "baselines/gptq.py",
+    "code": "baselines/roundings/gptq.py",
 }
 
 

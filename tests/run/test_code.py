@@ -95,7 +95,7 @@ def test_what_computes_counts(copy: Path, name: str, old: str, new: str) -> None
 
 
 def test_a_rounding_counts_for_its_own_cells_alone(copy: Path) -> None:
-    awq, rtn = copy / "baselines/awq.py", copy / "baselines/rtn.py"
+    awq, rtn = copy / "baselines/roundings/awq.py", copy / "baselines/roundings/rtn.py"
     before = [code.code_digest(awq), code.code_digest(rtn), code.code_digest()]
     edit(awq, "return", "return  None or")
     after = [code.code_digest(awq), code.code_digest(rtn), code.code_digest()]
