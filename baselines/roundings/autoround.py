@@ -28,6 +28,8 @@ class Rounded(NamedTuple):
 class SignedDescent:
     """``q = s (clip(rint(u / s + V) + z) - z)`` over V in [-1/2, 1/2] and the ends of the range.
 
+    On a table of levels, ``u / s`` is taken as a fraction between the two codes around it, where V is added.
+
     Factors a and b in [0, 1] shrink the range's low and high end: ``s`` is (a z_0 + b (m - z_0)) s_0 / m,
     ``z`` is rint(a z_0 s_0 / s), with m the largest code. On a symmetric grid b shrinks both ends. At V = 0
     and a = b = 1 the codes are those of ``found``.
@@ -40,17 +42,18 @@ class SignedDescent:
     def __init__(self, latent: Tensor, found: QuantizedWeight) -> None:
         import torch
 
-        from epmq.layer.grid import by_group
+        from epmq.layer.grid import by_group, levels
 
         self.spec = found.spec
         self.latent = by_group(latent, found.spec)
         self.scale, self.zero = (t.double()[..., None] for t in (found.scale, found.zero))
+        self.table = levels(found.spec).to(latent)
         self.offset = torch.zeros_like(self.latent)
         self.low, self.high = torch.ones_like(self.scale), torch.ones_like(self.scale)
 
     def rounded(self) -> Rounded:
         """The weight as it stands, with its scales as they are stored."""
-        from epmq.layer.grid import stored
+        from epmq.layer.grid import offsets, stored
 
         top = self.spec.max_code
         spread = top * self.high
@@ -60,8 +63,19 @@ class SignedDescent:
         zero = self.zero
         if not self.spec.symmetric:
             zero = (self.low * self.zero * self.scale / scale).round().clamp(0, top)
-        codes = ((self.latent / scale + self.offset).round() + zero).clamp(0, top)
-        return Rounded((codes - zero) * scale, codes, scale, zero)
+        codes = self._free(scale, zero).round().clamp(0, len(self.table) - 1 if len(self.table) else top)
+        return Rounded(offsets(codes, zero, self.spec) * scale, codes, scale, zero)
+
+    def _free(self, scale: Tensor, zero: Tensor) -> Tensor:
+        """Codes before rounding."""
+        import torch
+
+        if not len(self.table):
+            return self.latent / scale + self.offset + zero
+        value = self.latent / scale
+        below = torch.bucketize(value, self.table[1:-1])
+        step = self.table[below + 1] - self.table[below]
+        return below + (value - self.table[below]) / step + self.offset
 
     def step(self, at: Rounded, gradient: Tensor, rate: float) -> None:
         """Move everything by ``rate`` against the sign of its gradient, which passes every rounding.
@@ -69,10 +83,12 @@ class SignedDescent:
         Args:
             gradient: of the objective by the values of ``at``, ``(rows, groups, width)``.
         """
+        from epmq.layer.grid import offsets
+
         top = self.spec.max_code
-        free = self.latent / at.scale + self.offset + at.zero
-        inside = (free > -0.5) & (free < top + 0.5)
-        of_scale = at.codes - at.zero - (self.latent / at.scale) * inside
+        free = self._free(at.scale, at.zero)
+        inside = (free > -0.5) & (free < (len(self.table) - 1 if len(self.table) else top) + 0.5)
+        of_scale = offsets(at.codes, at.zero, self.spec) - (self.latent / at.scale) * inside
         by_scale = (gradient * of_scale).sum(-1, keepdim=True)
         by_zero = -(gradient * ~inside).sum(-1, keepdim=True) * at.scale
         if self.spec.symmetric:

@@ -44,13 +44,14 @@ def _least_error(
     importance: Array,
     scale: Array,
     zero: Array,
+    table: Array,
     max_code: float,
     best: Array,
 ) -> None:
     """The trial grid of every group with the least weighted square error, for some rows.
 
     ``weight``: (rows, groups, width); ``importance``: (groups, width); ``scale``, ``zero``: (trials, rows,
-    groups); ``best``: (rows, groups), written.
+    groups); ``table``: the grid's levels by code, or none; ``best``: (rows, groups), written.
     """
     for row in range(start, stop):
         for group in range(weight.shape[1]):
@@ -59,8 +60,13 @@ def _least_error(
                 step, shift, total = scale[trial, row, group], zero[trial, row, group], 0.0
                 for column in range(weight.shape[2]):
                     value = weight[row, group, column]
-                    code = min(max(np.rint(value / step) + shift, 0.0), max_code)
-                    total += ((code - shift) * step - value) ** 2 * importance[group, column]
+                    offset = min(max(np.rint(value / step) + shift, 0.0), max_code) - shift
+                    if len(table):
+                        offset = table[0]
+                        for level in range(1, len(table)):
+                            if value / step > (table[level - 1] + table[level]) / 2:
+                                offset = table[level]
+                    total += (offset * step - value) ** 2 * importance[group, column]
                 if total < least:
                     least = total
                     best[row, group] = trial
@@ -80,7 +86,7 @@ def _searched(problem: LayerProblem, spec: QuantSpec, input_scale: Tensor) -> Qu
     """The best clipped grid of every group for one set of input scales, by the diagonal of the objective."""
     import torch
 
-    from epmq.layer.grid import by_group, fit_grid
+    from epmq.layer.grid import by_group, fit_grid, levels
     from epmq.layer.threads import over_rows
     from epmq.layer.weight import QuantizedWeight
 
@@ -90,7 +96,8 @@ def _searched(problem: LayerProblem, spec: QuantSpec, input_scale: Tensor) -> Qu
     shrink = 1 - torch.arange(CLIP_STEPS).to(weight) / (2 * CLIP_STEPS)
     scale, zero = fit_grid(by_group(fitted_on, spec), spec, shrink[:, None, None])
     best = torch.zeros(scale.shape[1:], dtype=torch.int64)
-    arrays = (t.cpu().contiguous().numpy() for t in (by_group(weight, spec), importance, scale, zero))
+    tensors = by_group(weight, spec), importance, scale, zero, levels(spec)
+    arrays = (t.cpu().contiguous().numpy() for t in tensors)
     work = 4 * CLIP_STEPS * weight.numel()
     over_rows(_compiled(), len(weight), work, *arrays, float(spec.max_code), best.numpy())
     scale, zero = (t.gather(0, best.to(t.device)[None])[0] for t in (scale, zero))

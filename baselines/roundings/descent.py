@@ -30,25 +30,31 @@ def _descend(
     hessian: Array,
     scale: Array,
     zero: Array,
+    table: Array,
     width: int,
     max_code: float,
     sweeps: int,
 ) -> None:
     """Column by column the code that is best where all others stay, for some rows.
 
-    ``codes``, ``gradient`` = (Q - C) H: (rows, columns), both written; ``scale``, ``zero``: (rows, groups).
+    ``codes``, ``gradient`` = (Q - C) H: (rows, columns), both written; ``scale``, ``zero``: (rows, groups);
+    ``table``: the grid's levels by code, or none on a uniform grid.
     """
     columns = codes.shape[1]
     for row in range(start, stop):
         for _ in range(sweeps):
             changed = False
             for j in range(columns):
-                step, shift = scale[row, j // width], zero[row, j // width]
-                value = (codes[row, j] - shift) * step
-                best = rint((value - gradient[row, j] / hessian[j, j]) / step) + shift
-                best = min(max(best, 0.0), max_code)
-                if best != codes[row, j]:
-                    moved = (best - codes[row, j]) * step
+                step, shift, code = scale[row, j // width], zero[row, j // width], codes[row, j]
+                offset = table[int(code)] if len(table) else code - shift
+                wanted = offset - gradient[row, j] / hessian[j, j] / step
+                best = min(max(rint(wanted) + shift, 0.0), max_code)
+                nearest = best - shift
+                if len(table):
+                    best = float((wanted > (table[1:] + table[:-1]) / 2).sum())
+                    nearest = table[int(best)]
+                if best != code:
+                    moved = (nearest - offset) * step
                     # a move to a tie would come back in the next sweep
                     if moved * (2 * gradient[row, j] + moved * hessian[j, j]) < 0:
                         codes[row, j] = best
@@ -71,6 +77,7 @@ def _descended(problem: LayerProblem, found: QuantizedWeight) -> QuantizedWeight
     """The same grid with codes that no change of one alone makes better, or after so many sweeps."""
     import torch
 
+    from epmq.layer.grid import levels
     from epmq.layer.threads import over_rows
     from epmq.layer.weight import QuantizedWeight
 
@@ -79,7 +86,7 @@ def _descended(problem: LayerProblem, found: QuantizedWeight) -> QuantizedWeight
     codes = found.codes.cpu().double()
     gradient = (found.dequantize().cpu().double() - centre) @ hessian
     scale, zero = found.scale.cpu().double(), found.zero.cpu().double()
-    arrays = (t.contiguous().numpy() for t in (codes, gradient, hessian, scale, zero))
+    arrays = (t.contiguous().numpy() for t in (codes, gradient, hessian, scale, zero, levels(spec)))
     limits = spec.columns_per_group(columns), float(spec.max_code), SWEEPS
     over_rows(_compiled(), rows, rows * columns * columns, *arrays, *limits)
     device = problem.centre.device
@@ -89,16 +96,16 @@ def _descended(problem: LayerProblem, found: QuantizedWeight) -> QuantizedWeight
 def _refitted(problem: LayerProblem, found: QuantizedWeight) -> QuantizedWeight:
     """The same codes with the scales that are best for them; a row that gains nothing keeps its own.
 
-    With z^_g the codes of group g less its zero point, the scales solve ``M s = v``,
+    With z^_g the offsets of group g's codes, the scales solve ``M s = v``,
     ``M_gh = z^_g^T H_gh z^_h`` and ``v_g = z^_g^T (H c)_g``.
     """
     import torch
 
-    from epmq.layer.grid import by_group
+    from epmq.layer.grid import by_group, offsets
     from epmq.layer.weight import QuantizedWeight
 
     spec, old = found.spec, found.scale
-    offset = by_group(found.codes.double(), spec) - found.zero.double()[..., None]
+    offset = offsets(by_group(found.codes.double(), spec), found.zero.double()[..., None], spec)
     groups, width = offset.shape[1:]
     blocks = problem.hessian.reshape(groups, width, groups, width)
     wanted = by_group(problem.centre @ problem.hessian, spec)

@@ -15,7 +15,7 @@ from benchmarks.run.plan import Plan, machine_rate, size
 from benchmarks.sources.resolve import chosen, model_files
 from benchmarks.suites.forms import Suite
 from benchmarks.workbench.machine import Machine
-from epmq.layer.spec import QuantSpec
+from epmq.layer.spec import SCALE_BITS, QuantSpec
 
 
 def plan(
@@ -82,11 +82,12 @@ def _grid(spec: QuantSpec | None, form: Form) -> str:
     assert spec is not None
     step = "output channel" if spec.group_size is None else f"{spec.group_size} inputs"
     kind = "symmetric" if spec.symmetric else "asymmetric"
+    kind = kind if spec.grid == "uniform" else f"levels of {spec.grid}"
     said = f"{spec.bits} bits, {kind}, a scale per {step}"
     columns = spec.group_size or form.width
     if columns is None:
         return said
-    step_bits = (16 if spec.scale_dtype == "float16" else 32) + (0 if spec.symmetric else spec.bits)
+    step_bits = SCALE_BITS[spec.scale_dtype] + (0 if spec.symmetric else spec.bits)
     return f"{said}; about {spec.bits + step_bits / columns:.2f} bits a weight with scales"
 
 

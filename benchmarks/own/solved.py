@@ -68,7 +68,8 @@ class Solved:
             return None
         if found.codes.shape != problem.centre.shape:
             return None
-        own = {name: getattr(found.spec, name) for name in ("bits", "group_size", "symmetric", "scale_dtype")}
+        names = ("bits", "group_size", "symmetric", "scale_dtype", "grid")
+        own = {name: getattr(found.spec, name) for name in names}
         return replace(found, spec=replace(self.spec, **own))
 
     def forget(self) -> None:

@@ -91,7 +91,7 @@ class Cell:
                 parts |= {f"{prefix}.{name}": value for name, value in refining.axes.items()}
         if self.search is not None:
             parts |= {f"search.{name}": value for name, value in self.search.recorded.items()}
-        return parts if self.spec is None else parts | asdict(self.spec)
+        return parts if self.spec is None else parts | self.spec.recorded
 
     @property
     def target(self) -> str | None:
@@ -118,7 +118,8 @@ class Cell:
             TypeError: the context holds what is not JSON, which would have no stable key.
         """
         passes = [each.recorded for each in self.passes]
-        described = {**asdict(self), "passes": passes, "context": context}
+        spec = None if self.spec is None else self.spec.recorded
+        described = {**asdict(self), "passes": passes, "spec": spec, "context": context}
         for name in (
             "before",
             "after",

@@ -66,7 +66,7 @@ def measure(rows: int, columns: int, spec: QuantSpec, repeats: int) -> dict[str,
     )
     codes, scale, zero = textbook_loop(problem.centre, factor, spec)
     found = gptq(problem, spec)
-    wanted = problem.objective(decode(codes, scale, zero))
+    wanted = problem.objective(decode(codes, scale, zero, spec))
     return {
         "layer": f"{rows}x{columns}",
         "loop ms": ours_loop,
@@ -108,8 +108,8 @@ def textbook_loop(centre: Tensor, factor: Tensor, spec: QuantSpec) -> tuple[Tens
         inside = factor[start:stop, start:stop]
         for column in range(stop - start):
             now = block[:, column : column + 1]
-            code = encode(now, scale, zero, spec.max_code)
-            error = (now - decode(code, scale, zero)) / inside[column, column]
+            code = encode(now, scale, zero, spec)
+            error = (now - decode(code, scale, zero, spec)) / inside[column, column]
             block[:, column:] -= error @ inside[column : column + 1, column:]
             errors[:, column] = error[:, 0]
             codes[:, start + column] = code[:, 0]

@@ -5,14 +5,13 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from epmq.errors import UserError
-from epmq.layer.weight import QuantizedWeight
+from epmq.layer.weight import QuantizedWeight, stacked
 from epmq.models.layers import group_name, layer_groups
 from epmq.models.tower import Tower
 
@@ -64,7 +63,7 @@ def pieces_of(tower: Tower, weights: Mapping[str, QuantizedWeight]) -> dict[str,
             end = begin + len(tower.get_parameter(f"{part}.{layer}.weight"))
             here = slice(max(begin, first), min(end, last))
             if here.start < here.stop:
-                piece = cut(weight, here.start - first, here.stop - first)
+                piece = weight[here.start - first : here.stop - first]
                 found[tower.keys[f"{part}.{layer}.weight"]].append(Piece(here.start - begin, piece))
             begin = end
     return {key: sorted(pieces, key=lambda piece: piece.start) for key, pieces in found.items()}
@@ -75,32 +74,11 @@ def dequantised(pieces: list[Piece]) -> Tensor:
     return torch.cat([piece.weight.dequantize() for piece in pieces])
 
 
-def cut(weight: QuantizedWeight, start: int, stop: int) -> QuantizedWeight:
-    """Rows ``start`` to before ``stop``."""
-    rows = slice(start, stop)
-    return replace(weight, codes=weight.codes[rows], scale=weight.scale[rows], zero=weight.zero[rows])
-
-
 def rows_of(pieces: list[Piece], start: int, stop: int) -> QuantizedWeight | None:
     """Some rows as one quantised weight; ``None`` where they have different grids or input scales."""
     parts = []
     for first, weight in pieces:
         here = slice(max(start, first), min(stop, first + len(weight.codes)))
         if here.start < here.stop:
-            parts.append(cut(weight, here.start - first, here.stop - first))
-    if any(part.spec != parts[0].spec for part in parts) or not _same_inputs(parts):
-        return None
-    return replace(
-        parts[0],
-        codes=torch.cat([part.codes for part in parts]),
-        scale=torch.cat([part.scale for part in parts]),
-        zero=torch.cat([part.zero for part in parts]),
-    )
-
-
-def _same_inputs(parts: list[QuantizedWeight]) -> bool:
-    first = parts[0].input_scale
-    others = [part.input_scale for part in parts]
-    if first is None:
-        return all(other is None for other in others)
-    return all(other is not None and torch.equal(first, other) for other in others)
+            parts.append(weight[here.start - first : here.stop - first])
+    return stacked(parts)

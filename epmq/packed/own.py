@@ -1,8 +1,8 @@
 """Our own packed form: whatever a :class:`QuantizedWeight` holds, as tensors of a safetensors file.
 
 Of a weight called NAME there are ``NAME.codes`` and, where the grid is asymmetric, ``NAME.zero`` (flat uint8,
-little-endian bit streams), ``NAME.scale`` and perhaps ``NAME.input_scale``; the file's metadata say its shape
-and grid. Everything else in the file is dense.
+little-endian bit streams), ``NAME.scale`` and what else :meth:`QuantizedWeight.parts` has of it; the file's
+metadata say its shape and grid. Everything else in the file is dense.
 """
 
 from __future__ import annotations
@@ -17,7 +17,10 @@ from epmq.errors import UserError
 from epmq.layer.weight import QuantizedWeight
 
 GRIDS = "epmq_grids"  # in the metadata
-PARTS = ("codes", "zero", "scale", "input_scale")
+PARTS = (
+    *("codes", "zero", "scale", "factor", "input_scale", "rotation"),
+    *("exception_columns", "exception_values"),
+)
 
 
 def encoded(weights: Mapping[str, QuantizedWeight]) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -32,6 +35,7 @@ def encoded(weights: Mapping[str, QuantizedWeight]) -> tuple[dict[str, Tensor], 
             "bits": spec.bits,
             "group_size": spec.group_size,
             "symmetric": spec.symmetric,
+            "grid": spec.grid,
         }
     return tensors, {GRIDS: json.dumps(grids, sort_keys=True)}
 
@@ -58,5 +62,10 @@ def decoded(name: str, grid: Mapping[str, Any], tensors: Mapping[str, Tensor]) -
         raise UserError(f"{name}: shape {grid['shape']!r} is none")
     parts = {part: tensors[f"{name}.{part}"] for part in PARTS if f"{name}.{part}" in tensors}
     return QuantizedWeight.from_parts(
-        parts, (rows, columns), grid["bits"], grid["group_size"], symmetric=grid["symmetric"]
+        parts,
+        (rows, columns),
+        grid["bits"],
+        grid["group_size"],
+        symmetric=grid["symmetric"],
+        grid=grid.get("grid", "uniform"),
     )

@@ -44,6 +44,19 @@ def unpack_rows(packed: Tensor, bits: int, columns: int) -> Tensor:
     )
 
 
+def lacking(weight: QuantizedWeight) -> str | None:
+    """What of a weight, besides input scales, the format has no place for, in words; ``None`` for nothing."""
+    if weight.spec.grid != "uniform":
+        return f"pack-quantized has no levels of {weight.spec.grid}"
+    if weight.rotation is not None:
+        return "pack-quantized has no place for a rotation"
+    if weight.exceptions is not None:
+        return "pack-quantized has no place for exceptions"
+    if weight.zero.is_floating_point():
+        return "pack-quantized has whole zero points alone"
+    return None
+
+
 def packed(weight: QuantizedWeight) -> dict[str, Tensor]:
     """The tensors of one layer, by their names below it.
 
@@ -51,8 +64,10 @@ def packed(weight: QuantizedWeight) -> dict[str, Tensor]:
     float16 number.
 
     Raises:
-        UserError: an input scale, which the format has no place for.
+        UserError: an input scale or another part, which the format has no place for.
     """
+    if (reason := lacking(weight)) is not None:
+        raise UserError(f"{reason}; use the format epmq, or dense")
     if weight.input_scale is not None:
         raise UserError("pack-quantized has no place for input scales; use the format epmq, or dense")
     found = {

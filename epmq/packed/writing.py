@@ -123,6 +123,9 @@ def write_checkpoint(
     _refuse_lost_ties(content, layout)
     if format == "compressed-tensors":
         relu = layout.config.get("feed_forward_proj", "relu") == "relu"
+        unfit = {name: pack_quantized.lacking(weight) for name, weight in content.layers.items()}
+        content.reasons |= {name: reason for name, reason in unfit.items() if reason is not None}
+        content.layers = {name: weight for name, weight in content.layers.items() if unfit[name] is None}
         content.reasons |= fold(content.layers, content.dense, relu=relu)
         if not content.layers:
             raise UserError(
@@ -152,7 +155,7 @@ def _content(tower: Tower, layout: Layout, weights: Mapping[str, QuantizedWeight
             if module not in content.linear:
                 content.reasons[module] = "only linear layers are packed"
             elif whole is None:
-                content.reasons[module] = "its rows have different grids or input scales"
+                content.reasons[module] = "its rows have different grids, input scales or rotations"
             else:
                 content.layers[module] = whole
     content.dense = {name: tensor.contiguous() for name, tensor in content.dense.items()}

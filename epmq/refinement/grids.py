@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
+from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
@@ -11,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from epmq.errors import UserError
-from epmq.layer.grid import by_group, decode, encode
-from epmq.layer.weight import QuantizedWeight
+from epmq.layer.grid import by_group, decode, encode, held_as, levels, offsets, stored
+from epmq.layer.weight import QuantizedWeight, stacked
 from epmq.models.layers import layer_groups
 from epmq.models.tower import Tower
 
@@ -22,31 +24,25 @@ class _Grid(nn.Module):
 
     def __init__(self, weight: QuantizedWeight, device: torch.device) -> None:
         super().__init__()
-        self.spec = weight.spec
-        self.codes: Tensor = weight.codes.to(device)
-        self.start = weight.scale.float().to(device)
-        self.zero = weight.zero.float().to(device)[..., None]
-        self.input_scale = None if weight.input_scale is None else weight.input_scale.float().to(device)
+        self.spec, self.weight = weight.spec, weight.to(device)
+        self.start = self.weight.scale.float()
+        self.zero = self.weight.zero.float()[..., None]
         self.factor = nn.Parameter(torch.zeros_like(self.start))
 
     @property
     def scale(self) -> Tensor:
         """Scales ``(rows, groups)`` as they are stored; their gradient is that before rounding."""
         exact = self.start * self.factor.exp()
-        stored = exact.detach().to(getattr(torch, self.spec.scale_dtype)).float()
-        return exact + (stored - exact).detach()
-
-    def dense(self, codes: Tensor) -> Tensor:
-        """The weight ``(rows, columns)`` of codes ``(rows, groups, columns per group)``."""
-        found = decode(codes, self.scale[..., None], self.zero).flatten(1)
-        return found if self.input_scale is None else found / self.input_scale
+        short = exact.detach()
+        if self.spec.scale_dtype in ("e4m3", "e8m0"):
+            short = stored(short, self.spec)
+        return exact + (short.to(held_as(self.spec)).float() - exact).detach()
 
     def found(self, latent: Tensor) -> QuantizedWeight:
         """The quantised weight as it stands; ``latent`` is what :meth:`forward` is given."""
-        codes, scale = self.rounded(latent).detach().flatten(1), self.scale.detach()
-        input_scale = None if self.input_scale is None else self.input_scale.cpu()
-        zero = self.zero.squeeze(-1).cpu()
-        return QuantizedWeight.build(codes.cpu(), scale.cpu(), zero, self.spec, input_scale)
+        codes = self.rounded(latent).detach().flatten(1).to(torch.uint8)
+        scale = self.scale.detach().to(held_as(self.spec))
+        return replace(self.weight, codes=codes, scale=scale).to(torch.device("cpu"))
 
     def rounded(self, latent: Tensor) -> Tensor:
         raise NotImplementedError
@@ -57,11 +53,12 @@ class FixedCodes(_Grid):
 
     def rounded(self, latent: Tensor) -> Tensor:
         """The codes of the start."""
-        return by_group(self.codes.float(), self.spec)
+        return by_group(self.weight.codes.float(), self.spec)
 
     def forward(self, latent: Tensor) -> Tensor:
         """The dense weight; ``latent``, the layer's own, is passed over."""
-        return self.dense(self.rounded(latent))
+        found = decode(self.rounded(latent), self.scale[..., None], self.zero, self.spec)
+        return self.weight.restored(found.flatten(1))
 
 
 class ThroughRounding(_Grid):
@@ -73,15 +70,19 @@ class ThroughRounding(_Grid):
 
     def rounded(self, latent: Tensor) -> Tensor:
         """Nearest codes."""
-        return encode(self._grouped(latent), self.scale[..., None], self.zero, self.spec.max_code)
+        return encode(self._grouped(latent), self.scale[..., None], self.zero, self.spec)
 
     def forward(self, latent: Tensor) -> Tensor:
         """The dense weight of the nearest codes."""
-        exact = (self._grouped(latent) / self.scale[..., None] + self.zero).clamp(0, self.spec.max_code)
-        return self.dense(exact + (self.rounded(latent) - exact).detach())
+        scale = self.scale[..., None]
+        table = levels(self.spec).tolist() or [0, self.spec.max_code]
+        shift = self.zero if self.spec.grid == "uniform" else 0.0
+        exact = ((self._grouped(latent) / scale + shift).clamp(table[0], table[-1])) - shift
+        nearest = offsets(self.rounded(latent), self.zero, self.spec)
+        return self.weight.restored(((exact + (nearest - exact).detach()) * scale).flatten(1))
 
     def _grouped(self, latent: Tensor) -> Tensor:
-        return by_group(latent if self.input_scale is None else latent * self.input_scale, self.spec)
+        return by_group(self.weight.transformed(latent), self.spec)
 
 
 class QuantisedLayers:
@@ -130,7 +131,9 @@ def learnt_grids(
     for name, (part, paths) in groups.items():
         modules = [tower.get_submodule(f"{part}.{path}") for path in paths]
         sizes = [len(tower.get_parameter(f"{part}.{path}.weight")) for path in paths]
-        rows = zip(modules, _parts(quantised[name], sizes), strict=True)
+        ends = list(accumulate(sizes, initial=0))
+        parts = [quantised[name][slice(*ends)] for ends in pairwise(ends)]
+        rows = zip(modules, parts, strict=True)
         grids[name] = [(module, kind(weight, next(module.parameters()).device)) for module, weight in rows]
     _refuse_shared(tower, {name: [module for module, _ in pairs] for name, pairs in grids.items()})
     pairs = [pair for layers in grids.values() for pair in layers]
@@ -155,13 +158,8 @@ def _refuse_shared(tower: Tower, modules: Mapping[str, list[nn.Module]]) -> None
             )
 
 
-def _parts(weight: QuantizedWeight, sizes: list[int]) -> list[QuantizedWeight]:
-    """A stacked weight's rows, layer by layer."""
-    cut = zip(weight.codes.split(sizes), weight.scale.split(sizes), weight.zero.split(sizes), strict=True)
-    return [QuantizedWeight(*parts, weight.spec, weight.input_scale) for parts in cut]
-
-
 def _joined(parts: list[QuantizedWeight]) -> QuantizedWeight:
-    first = parts[0]
-    codes, scale, zero = (torch.cat([getattr(p, name) for p in parts]) for name in ("codes", "scale", "zero"))
-    return QuantizedWeight(codes, scale, zero, first.spec, first.input_scale)
+    found = stacked(parts)
+    if found is None:
+        raise UserError("the layers of one group have scales too far apart for E4M3; use another format")
+    return found
