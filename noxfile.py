@@ -34,6 +34,7 @@ def install(session: nox.Session, *extras: str) -> None:
     """Install released packages and this checkout, editable; keep the session's commands off the network."""
     session.install("--prerelease=disallow", "-e", f".[{','.join(extras)}]" if extras else ".")
     session.env.update(OFFLINE)
+    session.env["PYTHONDONTWRITEBYTECODE"] = ""  # or every process compiles torch's 2,000 modules anew
 
 
 @nox.session

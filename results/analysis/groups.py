@@ -38,7 +38,10 @@ def ranked_outcomes(samples: Samples) -> dict[str, Outcome]:
 
 Group = tuple[Record, ...]
 # the fields of the quantisation grid, which two cells that are compared must share
-GRID_AXES = ("group_size", "symmetric", "act_order", "block_size", "fit_scales_on", "scale_dtype")
+GRID_AXES = (
+    *("group_size", "symmetric", "act_order", "block_size", "fit_scales_on", "scale_dtype"),
+    "grid",  # only where it is no uniform one
+)
 
 
 def grouped(records: Iterable[Record], codes: Mapping[str, str]) -> list[Group]:
