@@ -186,7 +186,8 @@ def expand(request: Request) -> list[Cell]:
 def _refuse_idle_options(request: Request, cells: Iterable[Cell]) -> None:
     """An option that no cell takes would be dropped without a word."""
     taken = [item for cell in cells for item in (cell.axes | cell.merge_options).items()]
-    taken += [item for cell in cells for each in cell.passes for item in asdict(each).items()]
+    parts = [part for cell in cells for part in (*cell.passes, cell.spec) if part is not None]
+    taken += [item for part in parts for item in asdict(part).items()]
     options = [item for given in request.merge_options for item in given.items()]
     refining = {name: (f"before.{name}", f"after.{name}") for name in request.refinement}
     for name, value in [*(request.calibration | request.refinement | request.spec).items(), *options]:

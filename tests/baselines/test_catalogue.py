@@ -33,7 +33,7 @@ def test_every_entry_says_what_it_is() -> None:
         assert entry.needs in NEEDS, entry.name
         assert entry.summary, entry.name
         assert "\n" not in "".join(entry.row.values()), entry.name
-        assert re.fullmatch(r"(arXiv:\d{4}\.\d{4,5}|folklore|)", entry.reference), entry.name
+        assert re.fullmatch(r"(arXiv:\d{4}\.\d{4,5}|https://\S+|folklore|)", entry.reference), entry.name
     assert all(entry.reference for entry in (*catalogue.merges(), *catalogue.roundings()))
 
 

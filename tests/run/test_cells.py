@@ -19,6 +19,7 @@ from baselines.registry import Baseline
 from benchmarks.run.cells import Cell, Request, expand
 from epmq.calibration import LATER, Calibration
 from epmq.errors import UserError
+from epmq.layer import spec
 from epmq.layer.spec import QuantSpec
 
 CONTEXT = {"suite": "tiny", "version": 1, "revisions": {"base": "abc"}, "device": "cpu", "dtype": "float32"}
@@ -49,6 +50,7 @@ OTHER_SPECS: dict[str, Any] = {
     "block_size": 64,
     "fit_scales_on": "merged",
     "scale_dtype": "float32",
+    "grid": "nf4",
 }
 
 
@@ -164,7 +166,8 @@ def test_a_rounding_cannot_take_a_familiar_name(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_every_axis_is_in_the_record() -> None:
-    every = {f.name for part in (Calibration, QuantSpec) for f in fields(part)} - set(LATER) | {"samples"}
+    later = {*LATER, *spec.LATER}
+    every = {f.name for part in (Calibration, QuantSpec) for f in fields(part)} - later | {"samples"}
     (cell,) = expand(request(method=["epmq-features"]))
     assert cell.axes.keys() == every
     assert FAMILIAR["epmq-features"].passes[0].defaults.items() <= cell.axes.items()
@@ -182,7 +185,8 @@ def test_axes_that_joined_later_leave_the_keys_of_older_cells_alone() -> None:
     (cell,) = expand(request(method=["epmq-features"]))
     passes = [{n: v for n, v in asdict(each).items() if n not in LATER} for each in cell.passes]
     older = {name: part for name, part in asdict(cell).items() if name not in ("before", "after", "search")}
-    described = json.dumps({**older, "passes": passes, "context": CONTEXT}, sort_keys=True)
+    grid = {n: v for n, v in older["spec"].items() if n not in spec.LATER}
+    described = json.dumps({**older, "spec": grid, "passes": passes, "context": CONTEXT}, sort_keys=True)
     assert key(cell) == hashlib.sha256(described.encode()).hexdigest()[:16]
     given = {name: getattr(Calibration(), name) for name in LATER}
     asked = request(method=["epmq-features"], calibration={"patch_weight": 0.5, **given})

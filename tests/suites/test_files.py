@@ -103,7 +103,7 @@ def test_every_rounding_and_every_merge_is_compared(name: str) -> None:
     assert {cell.spec.group_size for cell in groups if cell.spec} == {32}
     merged = expand(Request(**suites.options(suite, "merges")))
     assert {cell.merge for cell in merged if cell.kind == "method"} == set(known())
-    assert {cell.method for cell in merged if cell.kind == "method"} == {"gptq", "epmq-features"}
+    assert {cell.method for cell in merged if cell.kind == "method"} == {"gptq", "epmq-features", "epmq-qat"}
 
 
 def test_a_comparison_that_sets_no_axis_is_refused() -> None:
