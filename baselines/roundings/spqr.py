@@ -78,5 +78,5 @@ def spqr(problem: LayerProblem, spec: QuantSpec) -> QuantizedWeight:
 
     columns = problem.centre.shape[1]
     count = max(1, round(SHARE * columns))
-    sensitivity = problem.inverse_factor.diagonal() ** -2
+    sensitivity = problem.factor.diagonal() ** 2  # R = F^-1
     return core.gptq(problem, spec, dearest(problem.centre, sensitivity, spec, count))

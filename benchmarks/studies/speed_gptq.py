@@ -28,7 +28,7 @@ from epmq.layer.grid import decode, encode, fit_grid
 from epmq.layer.problem import LayerProblem
 from epmq.layer.spec import QuantSpec
 
-SHAPES = ((768, 768), (2304, 768), (3072, 768), (768, 3072))
+SHAPES = ((768, 768), (2304, 768), (3072, 768), (768, 3072), (1024, 4096))
 BLOCK = 128
 TOLERANCE = 1e-6  # on the relative difference of the two objectives
 
@@ -55,10 +55,10 @@ def measure(rows: int, columns: int, spec: QuantSpec, repeats: int) -> dict[str,
     """One layer: milliseconds, ratios (textbook over ours), share of equal codes, objective gap."""
     problem = made_up_problem(rows, columns)
     bare = problem.hessian
-    factor = problem.inverse_factor
+    factor = textbook_factor(bare)
     ours, theirs = in_turns(
-        lambda: LayerProblem(problem.centre, bare, problem.reference).inverse_factor,
-        lambda: textbook_factor(bare),
+        lambda: LayerProblem(problem.centre, bare, problem.reference).factor,
+        lambda: textbook_factor(bare.float()),
         repeats=repeats,
     )
     ours_loop, theirs_loop = in_turns(

@@ -1,9 +1,12 @@
 """GPTQ's column loop (Frantar et al. 2022, arXiv 2210.17323, algorithm 1) as a pure function.
 
-Rows are independent once the factor R of the inverse Hessian is known, so inside a block of columns a
-compiled loop takes a strip of rows at a time, which stays in the first-level cache; what a block's errors do
-to the columns behind it is one matrix product ("lazy batch"). The loop runs on the CPU, wherever the tensors
-live, and holds everything columns first, so that a block of columns is one contiguous piece.
+In its nearest-plane form (Birnick 2025, arXiv 2507.18553; Chen et al. 2025, arXiv 2508.01077): with
+``H = F F^T``, F upper triangular, and ``U = F diag(F)^-1``, column j is the code nearest to
+``c_j + sum_{i<j} (c_i - q_i) U_ij``. These are the codes of the paper's loop over the inverse's factor, which
+is not needed. Rows are independent, so inside a block of columns a compiled loop takes a strip of rows at a
+time, which stays in the first-level cache; what the columns before do to a block is one matrix product. The
+loop runs on the CPU, wherever the tensors live, and holds everything columns first, so that a block of
+columns is one contiguous piece.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from epmq.layer.exceptions import Exceptions
-from epmq.layer.grid import by_group, fit_grid, levels, offsets
+from epmq.layer.grid import by_group, fit_grid, levels
 from epmq.layer.problem import LayerProblem
 from epmq.layer.spec import QuantSpec
 from epmq.layer.threads import over_rows
@@ -34,7 +37,8 @@ def _round_rows(
     start: int,
     stop: int,
     block: Array,
-    factor: Array,
+    centre: Array,
+    upper: Array,
     scale: Array,
     zero: Array,
     group: Array,
@@ -44,51 +48,55 @@ def _round_rows(
     max_code: Any,
     codes: Array,
 ) -> None:
-    """Round some rows of a block of columns; ``block`` then holds each column's error over the diagonal.
+    """Round some rows of a block of columns; ``block`` then holds what each column was rounded from.
 
-    ``block``, ``codes``: (width, rows); ``factor``: (width, width), upper triangular; ``scale``, ``zero``:
-    (groups, rows); ``group``: (width,), each column's group; ``past``: (width, width), strictly upper
-    triangular, what a column's value before rounding adds to those behind it, or (0, 0) for nothing;
-    ``table``: (levels,), rising, or (0,) on a uniform grid; ``kept``: (width, rows), NaN, or 0 where a weight
-    is no code, which then holds its value; or (0, 0) where all are codes.
+    ``block``, ``centre``, ``codes``: (width, rows), of what the columns before the block have made of the
+    centre, and of the centre, which then holds how far it is from what was stored; ``upper``: (width, width),
+    U; ``scale``, ``zero``: (groups, rows); ``group``: (width,), each column's group; ``past``: (width,
+    width), strictly upper triangular, what a column's value before rounding adds to the centre of those
+    behind it, or (0, 0) for nothing; ``table``: (levels,), rising, or (0,) on a uniform grid; ``kept``:
+    (width, rows), NaN, or 0 where a weight is no code, which then holds its value; or (0, 0) where all are
+    codes.
     """
     lowest = block.dtype.type(0)
     half = block.dtype.type(0.5)
     for first in range(start, stop, STRIP):
         count = min(STRIP, stop - first)
         weight = block[:, first : first + count].copy()
-        before = weight[0].copy()
+        gap = centre[:, first : first + count].copy()
         for j in range(len(block)):
             if len(table):
                 for row in range(count):
                     step = scale[group[j], first + row]
-                    before[row] = weight[j, row]
                     code = 0
                     for level in range(len(table) - 1):
                         if weight[j, row] / step > (table[level] + table[level + 1]) * half:
                             code = level + 1
                     codes[j, first + row] = code
-                    weight[j, row] = (weight[j, row] - table[code] * step) / factor[j, j]
+                    gap[j, row] -= table[code] * step
             else:
                 for row in range(count):
                     step, shift = scale[group[j], first + row], zero[group[j], first + row]
-                    before[row] = weight[j, row]
                     number = min(max(rint(weight[j, row] / step) + shift, lowest), max_code)
                     codes[j, first + row] = number
-                    weight[j, row] = (weight[j, row] - (number - shift) * step) / factor[j, j]
+                    gap[j, row] -= (number - shift) * step
             if len(kept):
                 for row in range(count):
                     if kept[j, first + row] == lowest:
-                        kept[j, first + row] = before[row]
-                        weight[j, row] = lowest
+                        kept[j, first + row] = weight[j, row]
+                        gap[j, row] = centre[j, first + row] - weight[j, row]
             for k in range(j + 1, len(block)):
                 for row in range(count):
-                    weight[k, row] -= weight[j, row] * factor[j, k]
+                    weight[k, row] += gap[j, row] * upper[j, k]
             if len(past):
                 for k in range(j + 1, len(block)):
                     for row in range(count):
-                        weight[k, row] += before[row] * past[j, k]
+                        moved = weight[j, row] * past[j, k]
+                        weight[k, row] += moved
+                        gap[k, row] += moved
+                        centre[k, first + row] += moved
         block[:, first : first + count] = weight
+        centre[:, first : first + count] = gap
 
 
 def gptq(problem: LayerProblem, spec: QuantSpec, kept: Tensor | None = None) -> QuantizedWeight:
@@ -110,49 +118,49 @@ def gptq(problem: LayerProblem, spec: QuantSpec, kept: Tensor | None = None) -> 
     """
     rows, columns = problem.centre.shape
     group = spec.columns_per_group(columns)
-    weight = problem.centre.cpu().to(LOOP_DTYPE).T.contiguous()
+    centre = problem.centre.cpu().to(LOOP_DTYPE).T.contiguous()
     codes = torch.empty(columns, rows, dtype=torch.uint8)
     group_of = torch.arange(columns) // group
-    factor, asymmetry = problem.inverse_factor, problem.asymmetry
-    values = weight.new_empty(0, 0)
+    factor, asymmetry = problem.factor, problem.asymmetry
+    values = centre.new_empty(0, 0)
     if kept is not None:
-        values = torch.full_like(weight, torch.nan).scatter(0, kept.cpu().T, 0.0)
+        values = torch.full_like(centre, torch.nan).scatter(0, kept.cpu().T, 0.0)
     order = torch.arange(columns)
     if spec.act_order:
         order = torch.argsort(problem.hessian.diagonal().cpu(), descending=True, stable=True)
-        factor = problem.in_order(order).inverse_factor
-        weight, group_of = weight[order], group_of[order]
+        factor = problem.in_order(order).factor
+        centre, group_of = centre[order], group_of[order]
         values = values if kept is None else values[order]
         asymmetry = None if asymmetry is None else asymmetry[order][:, order]
-    past = None if asymmetry is None else ((asymmetry @ factor.T).triu(1) @ factor).cpu().to(LOOP_DTYPE)
-    factor = factor.cpu().to(LOOP_DTYPE)
+    past = None if asymmetry is None else _of_the_past(asymmetry, factor).cpu().to(LOOP_DTYPE)
+    upper = (factor / factor.diagonal()).cpu().to(LOOP_DTYPE)
     fitted_on = (problem.reference if spec.fit_scales_on == "merged" else problem.centre).cpu()
     if kept is not None:
         fitted_on = fitted_on.scatter(1, kept.cpu(), 0.0)
     scale, zero = (t.T.to(LOOP_DTYPE).contiguous() for t in fit_grid(by_group(fitted_on, spec), spec))
     up_front = spec.act_order or group == columns or spec.fit_scales_on == "merged"
     width = spec.block_size if up_front else group
-    max_code = weight.new_tensor(spec.max_code).numpy()[()]
+    max_code = centre.new_tensor(spec.max_code).numpy()[()]
     table = levels(spec).to(LOOP_DTYPE)
     for start in range(0, columns, width):
-        here, behind = slice(start, start + width), slice(start + width, columns)
-        block, own_values = weight[here], values[here]
-        if not up_front:
-            fitted = block if kept is None else torch.where(own_values == 0, 0.0, block)
+        here, before, behind = slice(start, start + width), slice(start), slice(start + width, columns)
+        # the rows of `centre` before the block hold by now how far they are from what was stored
+        block = torch.addmm(centre[here], upper[before, here].T, centre[before])
+        own_values = values[here]
+        inside = upper[here, here].contiguous()
+        if not up_front:  # the errors before the block leave its columns at c + (t - c) U_BB^-1
+            moved = torch.linalg.solve_triangular(
+                inside.T, block - centre[here], upper=False, unitriangular=True
+            )
+            fitted = centre[here] + moved
+            fitted = fitted if kept is None else torch.where(own_values == 0, 0.0, fitted)
             scale[start // group], zero[start // group] = fit_grid(fitted.T, spec)
-        inner = weight.new_empty(0, 0) if past is None else past[here, here].contiguous()
-        inside = factor[here, here].contiguous()
-        tensors = block, inside, scale, zero, group_of[here], inner, table, own_values
+        inner = centre.new_empty(0, 0) if past is None else past[here, here].contiguous()
+        tensors = block, centre[here], inside, scale, zero, group_of[here], inner, table, own_values
         work = block.numel() * len(block) // 2
         over_rows(_round_rows, rows, work, *(t.numpy() for t in tensors), max_code, codes[here].numpy())
-        weight[behind].addmm_(factor[here, behind].T, block, alpha=-1)
-        if past is not None:  # an error over the diagonal and what was rounded to tell what was there before
-            own = group_of[here]
-            rounded = offsets(codes[here].to(scale), zero[own], spec) * scale[own]
-            if kept is not None:
-                rounded = torch.where(own_values.isnan(), rounded, own_values)
-            before = rounded + block * inside.diagonal()[:, None]
-            weight[behind].addmm_(past[here, behind].T, before)
+        if past is not None:
+            centre[behind].addmm_(past[here, behind].T, block)
     back = torch.argsort(order)
     device = problem.centre.device
     codes, scale, zero = (t.T.contiguous().to(device) for t in (codes[back], scale, zero))
@@ -160,3 +168,10 @@ def gptq(problem: LayerProblem, spec: QuantSpec, kept: Tensor | None = None) -> 
     if kept is None:
         return found
     return replace(found, exceptions=Exceptions.of(values[back].T.to(device), kept.to(device)))
+
+
+def _of_the_past(asymmetry: Tensor, factor: Tensor) -> Tensor:
+    """P = triu(A R^T, 1) R with R = F^-1, ``(columns, columns)`` float64."""
+    left = torch.linalg.solve_triangular(factor.T, asymmetry, upper=False, left=False)
+    found: Tensor = torch.linalg.solve_triangular(factor, left.triu(1), upper=True, left=False)
+    return found

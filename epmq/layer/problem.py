@@ -19,7 +19,6 @@ from functools import cached_property
 from typing import Literal
 
 import torch
-from scipy.linalg.lapack import dtrtri
 from torch import Tensor
 
 from epmq.errors import UserError
@@ -185,18 +184,13 @@ class LayerProblem:
             raise UserError("a layer's Hessian is not positive definite; raise the damping or the anchor")
         return lower
 
-    @cached_property
-    def inverse_factor(self) -> Tensor:
-        """Upper triangular R with ``hessian^-1 = R^T R``, the factor of GPTQ's column loop, float64.
-
-        With J the reversal of indices and J H J = L L^T, R = J L^-1 J: one Cholesky and one triangular
-        inverse instead of the usual Cholesky, inverse, Cholesky.
-        """
-        return _invert_lower(self._reversed_factor).flip(0, 1)
-
     @property
     def factor(self) -> Tensor:
-        """Upper triangular F with ``hessian = F F^T``, the inverse of :attr:`inverse_factor`, float64."""
+        """Upper triangular F with ``hessian = F F^T``, float64: the inverse of the factor of GPTQ's code.
+
+        With J the reversal of indices and J H J = L L^T, F = J L J: one Cholesky instead of the usual
+        Cholesky, inverse, Cholesky.
+        """
         return self._reversed_factor.flip(0, 1)
 
     def in_order(self, order: Tensor) -> LayerProblem:
@@ -248,11 +242,3 @@ def _solve(lower: Tensor, right: Tensor) -> Tensor:
     half = torch.linalg.solve_triangular(lower.T, right.flip(1), upper=True, left=False)
     solved: Tensor = torch.linalg.solve_triangular(lower, half, upper=False, left=False)
     return solved.flip(1)
-
-
-def _invert_lower(lower: Tensor) -> Tensor:
-    # scipy has LAPACK's triangular inverse; torch would solve against an identity at three times the work.
-    inverse, info = dtrtri(lower.cpu().numpy(), lower=1)
-    if info:
-        raise UserError("a Hessian's factor is singular; raise the damping or the anchor")
-    return torch.from_numpy(inverse).to(lower.device)

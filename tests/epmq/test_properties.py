@@ -90,7 +90,9 @@ def test_a_rounding_is_on_its_grid_and_finite(name: str, target: str, data: st.D
     assert int(found.codes.max()) <= spec.max_code
     dense = found.dequantize()
     assert bool(torch.isfinite(dense).all())
-    torch.testing.assert_close(dense.double(), with_codes(found, found.codes), rtol=1e-5, atol=0)
+    exact = with_codes(found, found.codes)
+    near = 0.0 if found.rotation is None else 1e-6 * float(exact.abs().max())  # where terms cancel
+    torch.testing.assert_close(dense.double(), exact, rtol=1e-5, atol=near)
     objective = problem.objective(dense)
     assert 0 <= objective < float("inf")
     assert found.from_bytes(found.to_bytes()).dequantize().equal(dense)
@@ -132,14 +134,12 @@ def test_the_centre_solves_its_problem(drawn: Drawn, anchor: float) -> None:
 
 @EXAMPLES
 @given(drawn=layers())
-def test_the_factor_inverts_the_hessian(drawn: Drawn) -> None:
+def test_the_factor_is_the_hessians(drawn: Drawn) -> None:
     problem = drawn.problem("merged")
-    factor = problem.inverse_factor
-    assert bool(torch.isfinite(factor).all())
-    product = factor.T @ factor @ problem.hessian
-    bound = float(torch.linalg.matrix_norm(factor, 2) ** 2 * torch.linalg.matrix_norm(problem.hessian, 2))
-    gap = float(torch.linalg.matrix_norm(product - torch.eye(len(product), dtype=torch.float64)))
-    assert gap <= 1e-12 * max(1.0, bound)
+    factor = problem.factor
+    assert torch.equal(factor, factor.triu())
+    gap = float(torch.linalg.matrix_norm(factor @ factor.T - problem.hessian))
+    assert gap <= 1e-12 * float(torch.linalg.matrix_norm(problem.hessian))
 
 
 @EXAMPLES
