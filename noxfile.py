@@ -28,13 +28,18 @@ OFFLINE = {
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "TOKENIZERS_PARALLELISM": "false",
 }
+# Containers often tell Python to keep no bytecode; every process would then compile torch and transformers
+# again, which is most of its start. It is kept apart from the sources.
+BYTECODE = {
+    "PYTHONDONTWRITEBYTECODE": "",
+    "PYTHONPYCACHEPREFIX": str(Path(".nox").absolute() / "bytecode"),
+}
 
 
 def install(session: nox.Session, *extras: str) -> None:
     """Install released packages and this checkout, editable; keep the session's commands off the network."""
     session.install("--prerelease=disallow", "-e", f".[{','.join(extras)}]" if extras else ".")
-    session.env.update(OFFLINE)
-    session.env["PYTHONDONTWRITEBYTECODE"] = ""  # or every process compiles torch's 2,000 modules anew
+    session.env.update({**OFFLINE, **BYTECODE})
 
 
 @nox.session
@@ -58,7 +63,7 @@ def tests(session: nox.Session) -> None:
     """Run the tests, on up to four cores; arguments go to pytest (`-n 0`: on one, in this process)."""
     install(session, "test")
     workers = ["--numprocesses", "auto", "--maxprocesses", "4", "--dist", "loadfile"]
-    session.run("pytest", *workers, *session.posargs)
+    session.run("pytest", "--durations=20", *workers, *session.posargs)
 
 
 @nox.session

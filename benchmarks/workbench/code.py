@@ -72,7 +72,12 @@ def _modules(part: Path) -> Iterator[Path]:
 
 def meaning(file: Path) -> str:
     """A module's text without comments, docstrings and layout."""
-    tree = ast.parse(file.read_text("utf-8"))
+    return _meaning(file.read_text("utf-8"))
+
+
+@cache  # most modules count for every method's digest
+def _meaning(text: str) -> str:
+    tree = ast.parse(text)
     for node in ast.walk(tree):
         if not isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             continue

@@ -21,7 +21,7 @@ Floats = NDArray[np.float64]
 Side = Literal["two-sided", "less", "greater"]
 NORMAL_95 = 1.959963984540054  # the normal distribution's 97.5 % quantile: two-sided 95 %
 _MANY = 1e6  # degrees of freedom from which on Student's distribution is the normal one
-_BUDGET = 2**21  # entries of the largest array that resampling makes
+_BUDGET = 2**18  # entries of the largest array that resampling makes: small enough for a processor's cache
 
 
 @dataclass(frozen=True)
@@ -174,17 +174,30 @@ def _resample_correct(
 def _resample_ranked(
     a: Sequence[Outcome], b: Sequence[Outcome], resamples: int, rng: np.random.Generator
 ) -> Floats:
-    """Resampled differences of Spearman's correlation (resamples, seeds)."""
-    samples = a[0].size
+    """Resampled differences of Spearman's correlation (resamples, seeds).
+
+    Samples with the same reference and predictions are of one kind, and only how often a resample holds each
+    kind is kept.
+    """
+    (samples,) = {outcome.size for outcome in (*a, *b)}
+    kind, outcomes = _kinds([outcome for outcome in (*a, *b) if isinstance(outcome, Ranked)])
+    kinds = outcomes[0].size
     rows = max(1, _BUDGET // samples)
     parts = []
     for start in range(0, resamples, rows):
         count = min(rows, resamples - start)
-        index = rng.integers(samples, size=(count, samples)) + samples * np.arange(count)[:, None]
-        often = np.bincount(index.ravel(), minlength=count * samples).reshape(count, samples)
-        found = _spearman([*a, *b], often.T.astype(np.float64))
+        drawn = kind[rng.integers(samples, size=(count, samples))] + kinds * np.arange(count)[:, None]
+        often = np.bincount(drawn.ravel(), minlength=count * kinds).reshape(count, kinds)
+        found = _spearman(outcomes, np.ascontiguousarray(often.T, np.float64))
         parts.append((found[: len(a)] - found[len(a) :]).T)
     return np.concatenate(parts)
+
+
+def _kinds(outcomes: Sequence[Ranked]) -> tuple[NDArray[np.int64], list[Ranked]]:
+    """Each sample's kind, (samples,), and the outcomes on one sample of every kind, all references alike."""
+    arrays = [outcomes[0].reference, *(outcome.prediction for outcome in outcomes)]
+    values, kind = np.unique(np.stack(arrays), axis=1, return_inverse=True)
+    return kind.reshape(-1), [Ranked(prediction, values[0]) for prediction in values[1:]]
 
 
 def _spearman(outcomes: Sequence[Outcome], often: Floats) -> Floats:

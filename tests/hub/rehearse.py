@@ -7,10 +7,10 @@ Typed again, it goes on where it stopped.
 from __future__ import annotations
 
 import argparse
+import json
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -96,50 +96,57 @@ def side_by_side(out: Path, parts: list[str], bits: list[str]) -> None:
 
 
 def rehearse_part(out: Path, part: str, bits: list[str]) -> None:
-    """One part, command by command; the first failure ends it."""
+    """One part, command by command; the first failure ends it.
+
+    The first command is started as a user starts it; the others are forks, which need not import again.
+    """
     content = build(out / "content"), build_text(out / "content")
     suites = {"clip": write_suites(out / "suites"), "glue": write_suites(out / "suites", TEXT_NAMES)}
+    typed: list[list[str]] = []
+    for suite in suites.get(part, []):
+        typed += rehearsed(suite, out / suite.stem, ["--bits", *bits, *FEWER.get(suite.stem, [])])
+    if part == "lm":
+        typed += rehearsed_lm(out, bits)
     with Hub(*content) as hub:
         env = {**hub.env(out / "hub-cache"), "EPMQ_CACHE": str(out / "cache"), "OMP_NUM_THREADS": "1"}
-        for suite in suites.get(part, []):
-            rehearse(suite, out / suite.stem, ["--bits", *bits, *FEWER.get(suite.stem, [])], env)
-        if part == "lm":
-            rehearse_lm(out, bits, env)
+        first, *others = typed
+        print("\n$ epmq", *first, flush=True)
+        for command, asked in (
+            (["benchmarks.cli.main", *first], ""),
+            (["tests.hub.forks"], json.dumps(others)),
+        ):
+            done = subprocess.run(
+                [sys.executable, "-m", *command], env=env, input=asked, text=True, check=False
+            )
+            if done.returncode:
+                sys.exit(f"rehearsal: {' '.join(command[:2])} ended with status {done.returncode}")
 
 
-def rehearse(suite: Path, out: Path, given: list[str], env: Mapping[str, str]) -> None:
-    """One suite."""
-    epmq("run", str(suite), *given, "--plan", env=env)
-    epmq("pin", str(suite), env=env)
-    epmq("run", str(suite), *given, "--out", str(out), env=env)
+def rehearsed(suite: Path, out: Path, given: list[str]) -> list[list[str]]:
+    """What is typed for one suite."""
+    typed = [["run", str(suite), *given, "--plan"], ["pin", str(suite)]]
+    typed.append(["run", str(suite), *given, "--out", str(out)])
     if suite.stem in REFINED:
         rows = ["--merge", "ties", "--method", "epmq-features-tuned", "--controls", "distilled-gptq"]
         refined = ["--comparison", "refined", *rows, *STEPS]
-        epmq("run", str(suite), *refined, *given[:2], "--out", str(out), env=env)
+        typed.append(["run", str(suite), *refined, *given[:2], "--out", str(out)])
         for comparison, rows in OTHERS.items():
             asked = ["--comparison", comparison, *rows, "--controls", *given[:2]]
-            epmq("run", str(suite), *asked, "--out", str(out), env=env)
-    epmq("table", str(out), "--save", env=env)
-    epmq("compare", str(out), env=env)
+            typed.append(["run", str(suite), *asked, "--out", str(out)])
+    return [*typed, ["table", str(out), "--save"], ["compare", str(out)]]
 
 
-def rehearse_lm(out: Path, bits: list[str], env: Mapping[str, str]) -> None:
-    """A causal language model with two experts, one of them an adapter, on two tasks of GLUE."""
+def rehearsed_lm(out: Path, bits: list[str]) -> list[list[str]]:
+    """The same for a causal language model with two experts, one an adapter, on two tasks of GLUE."""
     tasks = write_lm_tasks(out / "tasks", LM_TASKS)
     models = ["--base", LLAMA, "--expert", f"{LLAMA}-a", f"{LLAMA}-b"]
     given = [*models, "--tasks", *map(str, tasks), "--bits", *bits]
-    epmq("run", "lm", *given, "--samples", str(TRAIN), "--out", str(out / "lm"), env=env)
     refined = ["--merge", "ties", "--method", "gptq-tuned", "epmq-qat", "--controls", *STEPS]
-    epmq("run", "lm", *given, *refined, "--out", str(out / "lm"), env=env)
-    epmq("table", str(out / "lm"), "--save", env=env)
-
-
-def epmq(*arguments: str, env: Mapping[str, str]) -> None:
-    """The command, shown and run in a process of its own."""
-    print("\n$ epmq", *arguments, flush=True)
-    done = subprocess.run([sys.executable, "-m", "benchmarks.cli.main", *arguments], env=env, check=False)
-    if done.returncode:
-        sys.exit(f"rehearsal: epmq {arguments[0]} ended with status {done.returncode}")
+    return [
+        ["run", "lm", *given, "--samples", str(TRAIN), "--out", str(out / "lm")],
+        ["run", "lm", *given, *refined, "--out", str(out / "lm")],
+        ["table", str(out / "lm"), "--save"],
+    ]
 
 
 if __name__ == "__main__":

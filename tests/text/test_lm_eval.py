@@ -60,7 +60,7 @@ def accuracy(found: TextAnswers) -> float:
     return sum(a == b for a, b in zip(found.said, found.wanted, strict=True)) / len(found.said)
 
 
-@pytest.mark.parametrize("padding", [{"padding": "max_length", "max_length": 512}, {"padding": True}])
+@pytest.mark.parametrize("padding", [{"padding": "max_length", "max_length": 160}, {"padding": True}])
 @pytest.mark.parametrize("which", ["trained", "untrained"])
 def test_answers_are_those_of_transformers_sample_by_sample(
     which: str,
