@@ -207,7 +207,7 @@ def resampled_scores(outcomes: Sequence[Outcome], resamples: int, rng: np.random
         rng.multinomial(size, counts / size, size=min(rows, resamples - start)).astype(np.float64) @ kinds.T
         for start in range(0, resamples, rows)
     ]
-    return np.concatenate(parts) / size
+    return np.asarray(np.concatenate(parts) / size)
 
 
 def _spearman(outcomes: Sequence[Outcome], often: Floats) -> Floats:
