@@ -16,6 +16,7 @@ nox.options.sessions = ["tests", "lint"]
 QUICKSTART = Path("runs") / "quickstart"
 SMALL = ["--comparison", "quickstart"]  # the rows that matter, at 4 bits
 REHEARSAL = Path("runs") / "rehearsal"
+BOARD = Path("runs") / "board"
 GOLDEN = Path("results") / "committed" / "golden"
 SOURCES = ["epmq", "baselines", "benchmarks", "results", "docs", "tests", "noxfile.py"]
 LOADERS = (  # versions that load packed checkpoints in `formats`
@@ -109,6 +110,16 @@ def docs(session: nox.Session) -> None:
 
 
 @nox.session
+def site(session: nox.Session) -> None:
+    """Build the pages with the leaderboard and every run's report in them; arguments are results folders."""
+    install(session, "docs")
+    shutil.rmtree(BOARD, ignore_errors=True)
+    session.run("epmq", "board", *session.posargs, "--out", str(BOARD))
+    session.env.update({"EPMQ_BOARD": str(BOARD), "NO_MKDOCS_2_WARNING": "1"})
+    session.run("mkdocs", "build", "--strict")
+
+
+@nox.session
 def regression(session: nox.Session) -> None:
     """Run the fixed part of both embedded suites and compare it with the committed golden runs."""
     install(session, "lm")
@@ -144,9 +155,10 @@ def formats(session: nox.Session) -> None:
 
 @nox.session
 def report(session: nox.Session) -> None:
-    """Test the HTML report in headless Chromium (Debian: chromium, chromium-driver)."""
+    """Test the HTML report and the board in headless Chromium (Debian: chromium, chromium-driver)."""
     install(session, "test", "browser")
-    session.run("pytest", "tests/results/test_report_browser.py", *session.posargs)
+    pages = ("report", "board")
+    session.run("pytest", *(f"tests/results/test_{page}_browser.py" for page in pages), *session.posargs)
 
 
 @nox.session(name="check-submission")

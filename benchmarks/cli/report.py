@@ -69,6 +69,8 @@ def _report(options: argparse.Namespace) -> int:
 
 
 def _board(options: argparse.Namespace) -> int:
+    if options.out.exists() and not options.out.is_dir():
+        raise UserError(f"{options.out}: is no folder; choose another --out")
     folders = options.folders or kept()
     from results.board.board import board  # matplotlib and scipy, which the other commands need not wait for
     from results.board.folder import save

@@ -18,7 +18,7 @@ from results.store.folder import RunFolder
 from tests.fixtures.boards import REGISTERED, SAMPLES, blurred, cell, of, ours, theirs
 from tests.fixtures.records import make_cell, make_folder, make_record
 
-CLIP = {"suite": "micro-clip-8"}
+CLIP: dict[str, Any] = {"suite": "micro-clip-8"}
 
 
 def made(*folders: Path) -> Board:

@@ -48,7 +48,7 @@ form.hidden = false;
 for (const select of form.querySelectorAll("select[data-setting]")) {
   select.value = groups[0].dataset[select.dataset.setting];
 }
-form.addEventListener("input", apply);
+for (const change of ["input", "change"]) form.addEventListener(change, apply);
 form.addEventListener("submit", (event) => event.preventDefault());
 document.getElementById("all").addEventListener("click", () => {
   for (const select of form.querySelectorAll("select")) select.selectedIndex = 0;
