@@ -77,7 +77,7 @@ def kills(session: nox.Session) -> None:
 
 @nox.session(python=["3.11", "3.12", "3.13", "3.14"])
 def wheel(session: nox.Session) -> None:
-    """Build the wheel, install it outside the checkout, and list, run, table and report with it."""
+    """Build the wheel, install it outside the checkout, and list, run, table, report and board with it."""
     work = Path(session.create_tmp()).absolute()
     shutil.rmtree(work, ignore_errors=True)
     session.run("uv", "build", "--wheel", "--out-dir", str(work), external=True)
@@ -87,7 +87,7 @@ def wheel(session: nox.Session) -> None:
     session.run("epmq", "list")
     asked = ["--merge", "ties", "--method", "gptq", "epmq-features", "--bits", "4", "--samples", "16"]
     session.run("epmq", "run", "micro-clip-8", *asked, "--controls", "experts", "--out", "out")
-    for command in (["table", "out", "--save"], ["report", "out"], ["verify", "out"]):
+    for command in (["table", "out", "--save"], ["report", "out"], ["verify", "out"], ["board", "out"]):
         session.run("epmq", *command)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from results.analysis.groups import GRID_AXES
 from results.board.cells import Setting
+from results.store.records import Axis
 
 
 def merge_words(setting: Setting) -> str:
@@ -39,5 +40,11 @@ def grid_words(setting: Setting, settings: Iterable[Setting]) -> str:
     grids = [each.grid for each in settings if each.grid]
     for place, value in enumerate(others, 1):
         if len({repr(grid[place]) for grid in grids}) > 1:
-            words.append(f"{GRID_AXES[place]} {value}")
+            words.append(_axis(GRID_AXES[place], value))
     return ", ".join(words)
+
+
+def _axis(name: str, value: Axis) -> str:
+    if name == "symmetric" and isinstance(value, bool):
+        return "symmetric" if value else "asymmetric"
+    return f"{name} {value}"

@@ -123,6 +123,14 @@ def test_the_tables_have_their_semantics(shown: str) -> None:
     assert [output.get("aria-live") for output in found.all("output")] == ["polite"]
 
 
+def test_grids_are_told_apart_in_words(tmp_path: Path) -> None:
+    grouped = {"group_size": 32, "symmetric": True}
+    folder = make_folder(tmp_path, cell("a", 0.5), cell("b", 0.5, axes=grouped), suite="micro-clip-8")
+    text = words(html(board([folder.path], Registered())))
+    assert "4 bits, a scale for each row, asymmetric; calibration samples a task: 128" in text
+    assert "4 bits, groups of 32, symmetric; calibration samples a task: 128" in text
+
+
 def test_without_its_script_everything_is_there(shown: str) -> None:
     hidden = [tag for tag, attributes in Page(shown).elements if "hidden" in attributes]
     assert hidden == ["form"]
