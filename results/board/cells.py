@@ -173,6 +173,13 @@ class _Group:
     draws: Mapping[int, tuple[Computed, ...]]
 
     @property
+    def own(self) -> int:
+        """How many draws a run has that is no contribution."""
+        return sum(
+            any(run.form is None for each in draw for run in each.runs) for draw in self.draws.values()
+        )
+
+    @property
     def same(self) -> str:
         """All but the code and the outcomes."""
         return json.dumps([_order(self.setting), *self.method, sorted(self.axes.items())], default=str)
@@ -256,14 +263,19 @@ def _together(
 
 
 def _named(groups: Sequence[_Group]) -> list[Cell]:
-    """The cells of a suite; a variant's name says where it is not as most draws of its method are."""
+    """The cells of a suite; a variant's name says where it is not as most draws of its method are.
+
+    Contributions do not count where there are other draws: no flood of variants changes what is usual.
+    """
+    ours = {group.method for group in groups if group.own}
     counted: dict[Method, dict[str, Counter[str]]] = defaultdict(lambda: defaultdict(Counter))
     names = {method: set[str]() for method in {group.method for group in groups}}
     for group in groups:
         names[group.method] |= set(group.axes)
     for group in groups:
         for name in names[group.method]:
-            counted[group.method][name][json.dumps(group.axes.get(name))] += len(group.draws)
+            draws = group.own if group.method in ours else len(group.draws)
+            counted[group.method][name][json.dumps(group.axes.get(name))] += draws
     alike: dict[tuple[Setting, Method], list[_Group]] = defaultdict(list)
     for group in groups:
         words = [

@@ -66,6 +66,23 @@ def test_variants_are_shown_and_not_ranked(both: Board) -> None:
     assert variant.cell.average == pytest.approx(0.7, abs=0.1)
 
 
+def test_no_flood_of_contributed_draws_changes_what_is_usual(tmp_path: Path) -> None:
+    ours(tmp_path / "ours")
+    flood = [cell("gptq", 0.3, seed, axes={"anchor": 9.0}) for seed in range(9)]
+    theirs(tmp_path / "theirs", more=flood)
+    found = made(tmp_path / "ours", tmp_path / "theirs")
+    assert at(found, "gptq").ranks == Ranks(3, 3, 3)
+    assert at(found, "gptq (anchor=9.0)").ranks is None
+
+
+def test_a_contributed_methods_usual_form_is_that_of_most_of_its_draws(tmp_path: Path) -> None:
+    more = [cell("mine", 0.9, seed, axes={"anchor": 9.0}) for seed in range(2)]
+    theirs(tmp_path / "theirs", more=more)
+    found = made(tmp_path / "theirs")
+    assert len(at(found, "mine").cell.draws) == 2
+    assert at(found, "mine (anchor=None)").ranks is None
+
+
 def test_identical_rows_share_their_rank(tmp_path: Path) -> None:
     same, other = blurred(0.6, 1), blurred(0.6, 2)
     make_folder(tmp_path, of("a", same), of("b", same), of("c", other), of("d", blurred(0.1, 3)), **CLIP)
