@@ -16,6 +16,7 @@ nox.options.sessions = ["tests", "lint"]
 QUICKSTART = Path("runs") / "quickstart"
 SMALL = ["--comparison", "quickstart"]  # the rows that matter, at 4 bits
 REHEARSAL = Path("runs") / "rehearsal"
+BOARD = Path("runs") / "board"
 GOLDEN = Path("results") / "committed" / "golden"
 SOURCES = ["epmq", "baselines", "benchmarks", "results", "docs", "tests", "noxfile.py"]
 LOADERS = (  # versions that load packed checkpoints in `formats`
@@ -82,7 +83,7 @@ def kills(session: nox.Session) -> None:
 
 @nox.session(python=["3.11", "3.12", "3.13", "3.14"])
 def wheel(session: nox.Session) -> None:
-    """Build the wheel, install it outside the checkout, and list, run, table and report with it."""
+    """Build the wheel, install it outside the checkout, and list, run, table, report and board with it."""
     work = Path(session.create_tmp()).absolute()
     shutil.rmtree(work, ignore_errors=True)
     session.run("uv", "build", "--wheel", "--out-dir", str(work), external=True)
@@ -92,7 +93,7 @@ def wheel(session: nox.Session) -> None:
     session.run("epmq", "list")
     asked = ["--merge", "ties", "--method", "gptq", "epmq-features", "--bits", "4", "--samples", "16"]
     session.run("epmq", "run", "micro-clip-8", *asked, "--controls", "experts", "--out", "out")
-    for command in (["table", "out", "--save"], ["report", "out"], ["verify", "out"]):
+    for command in (["table", "out", "--save"], ["report", "out"], ["verify", "out"], ["board", "out"]):
         session.run("epmq", *command)
 
 
@@ -112,6 +113,16 @@ def docs(session: nox.Session) -> None:
     session.run("python", "-m", "docs.tools.fill", "--check")
     session.env["NO_MKDOCS_2_WARNING"] = "1"  # an advertisement of the theme's makers
     session.run("mkdocs", *(session.posargs or ["build"]), "--strict")
+
+
+@nox.session
+def site(session: nox.Session) -> None:
+    """Build the pages with the leaderboard and every run's report in them; arguments are results folders."""
+    install(session, "docs")
+    shutil.rmtree(BOARD, ignore_errors=True)
+    session.run("epmq", "board", *session.posargs, "--out", str(BOARD))
+    session.env.update({"EPMQ_BOARD": str(BOARD), "NO_MKDOCS_2_WARNING": "1"})
+    session.run("mkdocs", "build", "--strict")
 
 
 @nox.session
@@ -150,9 +161,10 @@ def formats(session: nox.Session) -> None:
 
 @nox.session
 def report(session: nox.Session) -> None:
-    """Test the HTML report in headless Chromium (Debian: chromium, chromium-driver)."""
+    """Test the HTML report and the board in headless Chromium (Debian: chromium, chromium-driver)."""
     install(session, "test", "browser")
-    session.run("pytest", "tests/results/test_report_browser.py", *session.posargs)
+    pages = ("report", "board")
+    session.run("pytest", *(f"tests/results/test_{page}_browser.py" for page in pages), *session.posargs)
 
 
 @nox.session(name="check-submission")

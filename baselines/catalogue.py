@@ -24,6 +24,7 @@ class Entry:
             every layer's inputs), the model's ``"outputs"``, or ``"gradients"`` through the whole model.
         about: its docstring without the first sentence, where it is a function.
         settings: options with their defaults, or the axes that it fixes.
+        module: where it is defined.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Entry:
     summary: str
     about: str = ""
     settings: Mapping[str, Any] = field(default_factory=dict)
+    module: str = ""
 
     @property
     def row(self) -> dict[str, str]:
@@ -46,7 +48,8 @@ def merges() -> list[Entry]:
     for name, function in known().items():
         summary, about = _docstring(function)
         reference = REFERENCES.get(name, "")
-        found.append(Entry(name, "merge", "none", reference, summary, about, options_of(name, {})))
+        module = function.__module__
+        found.append(Entry(name, "merge", "none", reference, summary, about, options_of(name, {}), module))
     return found
 
 
@@ -55,7 +58,9 @@ def roundings() -> list[Entry]:
     found = []
     for method in map(registry.get, registry.names()):
         about = " ".join(_docstring(method.rounding))
-        found.append(Entry(method.name, "rounding", method.needs, method.reference, method.summary, about))
+        told = (method.needs, method.reference, method.summary, about)
+        module = method.rounding.__module__
+        found.append(Entry(method.name, "rounding", *told, module=module))
     return found
 
 
@@ -82,9 +87,9 @@ def _of_recipe(recipe: Recipe) -> Entry:
         settings |= {f"{prefix}{name}": value for name, value in {**each.defaults, **each.fixed}.items()}
     if recipe.search is not None:
         settings |= {f"searched {name}": value for name, value in recipe.search.recorded.items()}
-    return Entry(
-        recipe.name, _family(recipe), _needs(recipe), recipe.reference, recipe.summary, settings=settings
-    )
+    told = (_needs(recipe), recipe.reference, recipe.summary)
+    module = f"baselines.{'controls' if recipe.kind == 'control' else 'recipes'}"
+    return Entry(recipe.name, _family(recipe), *told, settings=settings, module=module)
 
 
 def _family(recipe: Recipe) -> str:

@@ -77,7 +77,7 @@ WINGS = {  # of each package from the bottom up; those of one line do not know e
         ["own"],
         ["cli", "contribute", "studies"],
     ],
-    "results": [["store"], ["analysis"], ["tables"], ["figures", "paper"], ["judge", "report"]],
+    "results": [["store"], ["analysis"], ["tables"], ["figures", "paper"], ["judge", "report"], ["board"]],
 }
 MAX_MODULES = 12  # of a folder
 

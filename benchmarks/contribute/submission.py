@@ -1,8 +1,9 @@
 """Whether a contributed results folder can be taken in: ``python -m benchmarks.contribute.submission DIR``.
 
 A contribution is a results folder, ``results/community/NAME``, with a ``submission.json`` of the form of
-:class:`Submission`. Where it is not of the embedded suite, a folder of that suite with the same methods
-stands beside it, ``results/community/NAME-micro-clip-8``, because that is what anybody can compute again.
+:class:`results.store.submission.Submission`. Where it is not of the embedded suite, a folder of that suite
+with the same methods stands beside it, ``results/community/NAME-micro-clip-8``, because that is what anybody
+can compute again.
 
 Computing cells again runs the contributed method's code, as testing any pull request does.
 """
@@ -16,9 +17,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal, ParamSpec, TypeVar
+from typing import Any, Literal, ParamSpec, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 from tabulate import tabulate
 
 from benchmarks.suites import load as suites
@@ -26,36 +26,13 @@ from benchmarks.suites.forms import Suite
 from epmq.errors import UserError
 from results.analysis.analysis import Analysis
 from results.judge.verify import verify
-from results.store.files import os_errors, read_bounded
-from results.store.records import Manifest, Name, Record, complaint, printable
+from results.store.records import Manifest, Record
+from results.store.submission import FORM, Submission, read_form
 
 EMBEDDED = "micro-clip-8"
-FORM = "submission.json"
-_MAX_FORM = 1 << 20  # bytes
 _SHOWN = 5  # complaints of one point that the text lists; JSON has them all
 P = ParamSpec("P")
 T = TypeVar("T")
-
-NonEmpty = Annotated[str, StringConstraints(min_length=1, max_length=1000), AfterValidator(printable)]
-
-
-class Submission(BaseModel):
-    """Who contributes which methods.
-
-    Attributes:
-        methods: names of methods or roundings that are contributed, as the records have them.
-        reference: where the method is described: an arXiv id, a DOI or an address.
-        code: where its code is: a file of this repository, or a package and its version.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    description: NonEmpty
-    authors: Annotated[tuple[Name, ...], Field(min_length=1)]
-    methods: Annotated[tuple[Name, ...], Field(min_length=1)]
-    reference: NonEmpty
-    code: NonEmpty
-    contact: NonEmpty | None = None
 
 
 @dataclass(frozen=True)
@@ -182,19 +159,6 @@ def _questions(parts: Sequence[_Part], embedded: Suite) -> dict[str, Iterable[st
 def _each(parts: Sequence[_Part], complaints: Callable[[_Part], Iterable[str]]) -> Iterator[str]:
     for part in parts:
         yield from (f"{part.name}: {text}" for text in complaints(part))
-
-
-def read_form(path: Path) -> Submission:
-    """The form in a contributed folder; raises UserError with what is wrong with it."""
-    file = path / FORM
-    with os_errors(file, "read the form of a contribution"):
-        data = read_bounded(file, _MAX_FORM)
-    try:
-        return Submission.model_validate_json(data, strict=True)
-    except ValidationError as error:
-        raise UserError(
-            f"{file}: {complaint(error)}; see the form in benchmarks/contribute/submission.py"
-        ) from error
 
 
 def _opened(path: Path, embedded: Suite) -> list[_Part]:

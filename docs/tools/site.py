@@ -3,10 +3,14 @@
 On GitHub a page's ``../results/...`` leads to the repository. Here every such file is copied into the site,
 Markdown as a page of its own; links to folders, and links of carried pages to what is not carried, become
 plain text. A link to what does not exist is left as it is, and fails the build.
+
+Where ``EPMQ_BOARD`` names the folder of a leaderboard, the site has it as ``board``, and pages have a link to
+it where they say ``<!--board-->``.
 """
 
 from __future__ import annotations
 
+import os
 import posixpath
 import re
 from pathlib import Path
@@ -16,11 +20,13 @@ from mkdocs.structure.files import File, Files, InclusionLevel
 
 ROOT = Path(__file__).parents[2]
 CARRIED = "repository/"
+BOARD = "board/"
+BOARD_LINK = "<!--board-->"
 LINK = re.compile(r"\[(?P<text>[^\]\n]*)\]\((?P<to>[^)#:\s]+)(?P<anchor>#[^)\s]*)?\)")
 
 
 def on_files(files: Files, config: Any) -> Files:
-    """Add every file outside docs that a page links to."""
+    """Add every file outside docs that a page links to, and the leaderboard if there is one."""
     linked = {
         _path(page.src_uri, found["to"])
         for page in files.documentation_pages()
@@ -30,7 +36,16 @@ def on_files(files: Files, config: Any) -> Files:
         source = str(ROOT / path)
         level = InclusionLevel.NOT_IN_NAV
         files.append(File.generated(config, CARRIED + path, abs_src_path=source, inclusion=level))
+    for file in _board():
+        name, level = BOARD + file.relative_to(os.environ["EPMQ_BOARD"]).as_posix(), InclusionLevel.NOT_IN_NAV
+        files.append(File.generated(config, name, abs_src_path=str(file.resolve()), inclusion=level))
     return files
+
+
+def _board() -> list[Path]:
+    """The files of the leaderboard that the site is to have."""
+    folder = os.environ.get("EPMQ_BOARD")
+    return sorted(path for path in Path(folder).rglob("*") if path.is_file()) if folder else []
 
 
 def on_page_markdown(markdown: str, page: Any, files: Files, **_: Any) -> str:
@@ -45,7 +60,11 @@ def on_page_markdown(markdown: str, page: Any, files: Files, **_: Any) -> str:
             return f"[{found['text']}]({link}{found['anchor'] or ''})"
         return found["text"] if (ROOT / path).exists() else found[0]
 
-    return LINK.sub(pointed, markdown)
+    here_to_board = posixpath.relpath(f"{BOARD}index.html", posixpath.dirname(here) or ".")
+    link = (
+        f"[Open the leaderboard]({here_to_board})" if files.get_file_from_path(f"{BOARD}index.html") else ""
+    )
+    return LINK.sub(pointed, markdown).replace(BOARD_LINK, link)
 
 
 def _path(page: str, link: str) -> str:

@@ -123,7 +123,7 @@ def _bootstrap(
     """The difference, its resamples (resamples,) and the degrees of freedom of their variance."""
     if len(a) != len(b):
         raise UserError(f"cannot pair {len(a)} seeds with {len(b)}: run both methods with the same --seeds")
-    tasks = [_task(task, a, b) for task in _tasks([*a, *b])]
+    tasks = [paired(task, a, b) for task in shared_tasks([*a, *b])]
     rng = np.random.default_rng(seed)
     values, draws = np.zeros(len(a)), np.zeros((resamples, len(a)))
     for first, second in tasks:
@@ -174,22 +174,27 @@ def _resample_correct(
 def _resample_ranked(
     a: Sequence[Outcome], b: Sequence[Outcome], resamples: int, rng: np.random.Generator
 ) -> Floats:
-    """Resampled differences of Spearman's correlation (resamples, seeds).
+    """Resampled differences of Spearman's correlation (resamples, seeds)."""
+    found = _resampled_correlations([*a, *b], resamples, rng)
+    return found[:, : len(a)] - found[:, len(a) :]
+
+
+def _resampled_correlations(outcomes: Sequence[Outcome], resamples: int, rng: np.random.Generator) -> Floats:
+    """Spearman's correlations (resamples, outcomes) on the same samples for all.
 
     Samples with the same reference and predictions are of one kind, and only how often a resample holds each
     kind is kept.
     """
-    (samples,) = {outcome.size for outcome in (*a, *b)}
-    kind, outcomes = _kinds([outcome for outcome in (*a, *b) if isinstance(outcome, Ranked)])
-    kinds = outcomes[0].size
+    (samples,) = {outcome.size for outcome in outcomes}
+    kind, alike = _kinds([outcome for outcome in outcomes if isinstance(outcome, Ranked)])
+    kinds = alike[0].size
     rows = max(1, _BUDGET // samples)
     parts = []
     for start in range(0, resamples, rows):
         count = min(rows, resamples - start)
         drawn = kind[rng.integers(samples, size=(count, samples))] + kinds * np.arange(count)[:, None]
         often = np.bincount(drawn.ravel(), minlength=count * kinds).reshape(count, kinds)
-        found = _spearman(outcomes, np.ascontiguousarray(often.T, np.float64))
-        parts.append((found[: len(a)] - found[len(a) :]).T)
+        parts.append(_spearman(alike, np.ascontiguousarray(often.T, np.float64)).T)
     return np.concatenate(parts)
 
 
@@ -198,6 +203,25 @@ def _kinds(outcomes: Sequence[Ranked]) -> tuple[NDArray[np.int64], list[Ranked]]
     arrays = [outcomes[0].reference, *(outcome.prediction for outcome in outcomes)]
     values, kind = np.unique(np.stack(arrays), axis=1, return_inverse=True)
     return kind.reshape(-1), [Ranked(prediction, values[0]) for prediction in values[1:]]
+
+
+def resampled_scores(outcomes: Sequence[Outcome], resamples: int, rng: np.random.Generator) -> Floats:
+    """One task's scores (resamples, outcomes) where the same samples are drawn for all ``outcomes``.
+
+    ``paired`` has seen that the outcomes are of the same samples and of one kind. Accuracies are drawn as in
+    ``_resample_correct``: a kind is here which of the outcomes are right. Equal outcomes have equal scores.
+    """
+    if isinstance(outcomes[0], Ranked):
+        return _resampled_correlations(outcomes, resamples, rng)
+    right = np.stack([np.asarray(outcome, np.float64) for outcome in outcomes])
+    kinds, counts = np.unique(right, axis=1, return_counts=True)
+    size = counts.sum()
+    rows = max(1, _BUDGET // counts.size)
+    parts = [  # sums of whole numbers, so that their order does not matter
+        rng.multinomial(size, counts / size, size=min(rows, resamples - start)).astype(np.float64) @ kinds.T
+        for start in range(0, resamples, rows)
+    ]
+    return np.asarray(np.concatenate(parts) / size)
 
 
 def _spearman(outcomes: Sequence[Outcome], often: Floats) -> Floats:
@@ -252,7 +276,7 @@ def task_pvalues(a: Outcomes, b: Outcomes, *, alternative: Side = "two-sided") -
     "less" is evidence that ``a`` is the worse one. The normal test is on the paired bootstrap's deviation.
     """
     pvalues = {}
-    for task in _tasks([a, b]):
+    for task in shared_tasks([a, b]):
         one, other = {task: a[task]}, {task: b[task]}
         if isinstance(a[task], Ranked):
             pvalues[task] = _t_pvalue(*_bootstrap([one], [other], 2000, 0), alternative)
@@ -294,8 +318,8 @@ def paired_counts(a: Outcomes, b: Outcomes) -> NDArray[np.int64]:
         UserError: the tasks or their sample counts differ, or there is nothing to compare.
     """
     rows: list[list[int]] = []
-    for task in _tasks([a, b]):
-        (first,), (second,) = _task(task, [a], [b])
+    for task in shared_tasks([a, b]):
+        (first,), (second,) = paired(task, [a], [b])
         if isinstance(first, Ranked) or isinstance(second, Ranked):
             continue
         only_a, only_b = int(np.sum(first & ~second)), int(np.sum(~first & second))
@@ -319,8 +343,12 @@ def holm(pvalues: ArrayLike) -> Floats:
 # -- pairing
 
 
-def _tasks(runs: Sequence[Outcomes]) -> list[str]:
-    """The tasks that all runs share, sorted."""
+def shared_tasks(runs: Sequence[Outcomes]) -> list[str]:
+    """The tasks that all runs have, sorted.
+
+    Raises:
+        UserError: they have different ones, or none.
+    """
     first = runs[0] if runs else {}
     for other in runs:
         if set(other) != set(first) or not first:
@@ -330,8 +358,12 @@ def _tasks(runs: Sequence[Outcomes]) -> list[str]:
     return sorted(first)
 
 
-def _task(task: str, a: Sequence[Outcomes], b: Sequence[Outcomes]) -> tuple[list[Outcome], list[Outcome]]:
-    """Both methods' outcomes of a task, seed by seed, after checking that they are of one kind."""
+def paired(task: str, a: Sequence[Outcomes], b: Sequence[Outcomes]) -> tuple[list[Outcome], list[Outcome]]:
+    """Both methods' outcomes of a task, seed by seed, after checking that they are of one kind.
+
+    Raises:
+        UserError: they are of other samples or scored in another way.
+    """
     first, second = [run[task] for run in a], [run[task] for run in b]
     for outcome in [*first, *second]:
         if outcome.size != first[0].size or outcome.size == 0:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final, Literal, NamedTuple
 
-Kind = Literal["bits", "recovery", "pareto", "curves", "tasks", "deviations", "anchor", "search"]
+Kind = Literal["bits", "recovery", "pareto", "curves", "tasks", "deviations", "anchor", "search", "frontier"]
 
 
 class Words(NamedTuple):
@@ -81,5 +81,14 @@ WORDS: Final[dict[Kind, Words]] = {
         "use; lower is better. One line per mixing, at {bits} bits; strengths are spaced evenly.",
         "Distance to the experts' features by anchor strength, one line per mixing. The numbers are in "
         "the figure's CSV file.",
+    ),
+    "frontier": Words(
+        "Accuracy against bits per weight: {suite}, {samples} calibration samples a task",
+        "Average score in percent by bits stored per quantised weight, scales and zero points included, "
+        "one panel per merge, at {samples} calibration samples a task ({machine}); bars are 95 % intervals "
+        "of the test samples. Filled markers and the line: the frontier, averages that nothing reaches at "
+        "as few bits. A triangle at the lower edge: below it.",
+        "Average score of {count} methods on {suite} by bits per weight; on the frontier: {ahead}. The "
+        "numbers are in the table and in the figure's CSV file.",
     ),
 }

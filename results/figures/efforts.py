@@ -1,4 +1,4 @@
-"""The figures of effort: accuracy against seconds, and the held-out losses of refinements."""
+"""The figures of effort: accuracy against seconds and against bits, and the losses of refinements."""
 
 from __future__ import annotations
 
@@ -49,6 +49,33 @@ def pareto(data: FigureData) -> Figure:
         ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         ax.set(title=shortened(merge, 40), ylabel="average (%)", xlabel="seconds to make the model")
         label_beside(ax, ends)
+    return figure
+
+
+def frontier(data: FigureData) -> Figure:
+    """Draw averages against bits per weight, one panel per merge, with the frontier as a line."""
+    merges = by(data.points, "merge")
+    figure, axes = panels(len(merges), 3.2, right=1.86, left=0.6)
+    series = Series(data.places)
+    bits = numbers(data.points, "bits_per_weight")
+    for ax, (merge, points) in zip(axes, merges.items(), strict=True):
+        low, high = floor_of(numbers(points, "average", 100)), max(numbers(points, "high", 100))
+        ax.set_ylim(*padded(low, high, 0.08, 0.05))
+        ax.set_xlim(min(bits) - 0.2, max(bits) + 0.2)
+        ends: dict[str, tuple[float, str, str]] = {}
+        for point in points:
+            label = str(point["label"])
+            look = {**series.line(label, "expert" if point["frontier"] else "merged"), "linestyle": "none"}
+            (x,), (y,) = numbers([point], "bits_per_weight"), numbers([point], "average", 100)
+            ax.errorbar([x], [y], yerr=errors([point], "average"), elinewidth=0.9, **look)
+            clipped(ax, x, y, look["color"], "bottom", silent=True)
+            ends[label] = y, label, look["color"]  # of several sizes the largest
+        ahead = [point for point in points if point["frontier"]]
+        steps = numbers(ahead, "bits_per_weight"), numbers(ahead, "average", 100)
+        ax.plot(*steps, drawstyle="steps-post", color=MUTED, linewidth=0.9, zorder=1)
+        ax.grid(axis="y")
+        ax.set(title=shortened(merge, 40), ylabel="average (%)", xlabel="bits per weight")
+        label_beside(ax, list(ends.values()))
     return figure
 
 

@@ -29,6 +29,7 @@ DRAW: Final[dict[Kind, Callable[[FigureData], Figure]]] = {
     "deviations": lines.deviations,
     "anchor": lines.anchor,
     "search": lines.search,
+    "frontier": efforts.frontier,
 }
 
 

@@ -5,39 +5,25 @@ Nothing on the page is fetched from anywhere, and its content security policy le
 
 from __future__ import annotations
 
-import base64
-import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from importlib.metadata import version
-from importlib.resources import files
 from pathlib import Path
-from urllib.parse import quote
 
 from pydantic import JsonValue
 
 from results.analysis.analysis import Analysis
 from results.analysis.rows import Row
-from results.figures.data import FigureData, data_csv
 from results.figures.files import Drawing
-from results.figures.style import adaptive
 from results.paper.compare import compare
 from results.paper.findings import READINGS
 from results.paper.tables import bounds_table, findings_table, headline_table
+from results.report.parts import picture, policy, resource
 from results.store.files import os_errors, write_atomically
 from results.store.records import Manifest
 from results.tables.columns import columns
 from results.tables.comparison import for_people, notes
 from results.tables.formats import Table, Text, environment, flat
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A figure as the page holds it: its words, and the image and its data as URLs that fetch nothing."""
-
-    data: FigureData
-    image: str
-    csv: str
 
 
 def page(analysis: Analysis, figures: Sequence[Drawing]) -> str:
@@ -48,7 +34,7 @@ def page(analysis: Analysis, figures: Sequence[Drawing]) -> str:
     """
     rows = analysis.rows
     beside = compare(analysis)
-    style, script = (_resource(name) for name in ("report.css", "report.js"))
+    style, script = (resource(name) for name in ("report.css", "report.js"))
     return (
         environment()
         .get_template("report.html")
@@ -59,7 +45,7 @@ def page(analysis: Analysis, figures: Sequence[Drawing]) -> str:
             facts=_facts(analysis.manifest, rows),
             glance=_glance(rows),
             tables=_tables(analysis),
-            pictures=[_picture(figure) for figure in figures],
+            pictures=[picture(figure) for figure in figures],
             headlines=headline_table(beside),
             bounds=bounds_table(beside),
             readings=READINGS,
@@ -70,7 +56,7 @@ def page(analysis: Analysis, figures: Sequence[Drawing]) -> str:
             version=version("epmq"),
             style=style,
             script=script,
-            policy=_policy(style, script),
+            policy=policy(style, script),
         )
         + "\n"
     )
@@ -81,31 +67,6 @@ def save(analysis: Analysis, figures: Sequence[Drawing], path: Path) -> None:
     text = page(analysis, figures)
     with os_errors(path, "write the report there"):
         write_atomically(path, text.encode())
-
-
-def _resource(name: str) -> str:
-    return (files("results.report") / "templates" / name).read_text("utf-8")
-
-
-def _policy(style: str, script: str) -> str:
-    """The content security policy: these very styles and scripts, images in the page, nothing else."""
-
-    def digest(text: str) -> str:
-        return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
-
-    return (
-        f"default-src 'none'; style-src 'sha256-{digest(style)}'; script-src 'sha256-{digest(script)}'; "
-        "img-src data:; base-uri 'none'; form-action 'none'"
-    )
-
-
-def _picture(figure: Drawing) -> Picture:
-    image = base64.b64encode(adaptive(figure.svg.decode()).encode()).decode()
-    return Picture(
-        figure.data,
-        f"data:image/svg+xml;base64,{image}",
-        f"data:text/csv;charset=utf-8,{quote(data_csv(figure.data))}",
-    )
 
 
 def _facts(manifest: Manifest, rows: Sequence[Row]) -> list[tuple[str, str]]:

@@ -153,7 +153,7 @@ FOR_PEOPLE: dict[str, Callable[[Table], str]] = {"md": markdown, "latex": latex,
 def environment() -> Environment:
     """The templates of a wing of ``results``, with escaping on and unknown names refused."""
     return Environment(
-        loader=ChoiceLoader([PackageLoader("results.tables"), PackageLoader("results.report")]),
+        loader=ChoiceLoader([PackageLoader(f"results.{wing}") for wing in ("tables", "report", "board")]),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

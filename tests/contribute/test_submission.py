@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 
 from benchmarks.contribute.reproduce import request_of, selected
-from benchmarks.contribute.submission import FORM, Judgement, judge, main
+from benchmarks.contribute.submission import Judgement, judge, main
 from benchmarks.run.cells import Request, expand
 from benchmarks.run.runner import run
 from results.store.folder import RunFolder
 from results.store.records import Record, TaskResult
+from results.store.submission import FORM
 from tests.fixtures.records import make_cell
 from tests.fixtures.tiny_suite import TinySuite
 

@@ -6,7 +6,6 @@ Needs Chromium and its driver (Debian: chromium, chromium-driver) and the extra 
 from __future__ import annotations
 
 import base64
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,27 +15,12 @@ import pytest
 from results.analysis.analysis import Analysis
 from results.figures.files import drawings
 from results.report.page import save
+from tests.fixtures import browser
+from tests.fixtures.browser import By, Keys, complaints, show
 from tests.results.test_figures import study
 
-pytest.importorskip("selenium", reason="needs selenium: pip install 'epmq[browser]'")
-axe_core = pytest.importorskip("axe_core_python", reason="needs axe-core: pip install 'epmq[browser]'")
-
-from selenium import webdriver  # noqa: E402
-from selenium.webdriver.chrome.service import Service  # noqa: E402
-from selenium.webdriver.common.by import By  # noqa: E402
-from selenium.webdriver.common.keys import Keys  # noqa: E402
-
-CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
-pytestmark = pytest.mark.skipif(
-    CHROMIUM is None or DRIVER is None,
-    reason="needs Chromium and its driver: apt-get install chromium chromium-driver",
-)
-AXE = Path(axe_core.__file__).with_name("axe.min.js")
-FLAGS = (
-    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"),
-    *("--disable-background-networking", "--disable-component-update", "--disable-dev-shm-usage"),
-)
-Driver = webdriver.Chrome
+pytestmark = browser.needed
+Driver = browser.Driver
 
 
 @pytest.fixture(scope="module")
@@ -49,14 +33,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def driver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Driver]:
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM or ""
-    for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    browser = webdriver.Chrome(options=options, service=Service(DRIVER))
-    yield browser
-    browser.quit()
+    yield from browser.started(tmp_path_factory.mktemp("profile"))
 
 
 @pytest.fixture
@@ -64,16 +41,6 @@ def opened(driver: Driver, report: Path) -> Driver:
     show(driver, width=1280)
     driver.get(report.as_uri())
     return driver
-
-
-def show(driver: Driver, width: int, scheme: str = "light", media: str = "") -> None:
-    size = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width < 500}
-    driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
-    features = [
-        {"name": "prefers-color-scheme", "value": scheme},
-        {"name": "prefers-reduced-motion", "value": "reduce"},
-    ]
-    driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": media, "features": features})
 
 
 def quality(driver: Driver, heading: str) -> list[str]:
@@ -136,13 +103,7 @@ def test_sorting_one_column_forgets_the_other(opened: Driver) -> None:
 def test_axe_finds_no_violation(opened: Driver, scheme: str, width: int) -> None:
     show(opened, width, scheme)
     opened.execute_script("document.querySelectorAll('details').forEach((part) => { part.open = true; })")
-    opened.execute_script(AXE.read_text("utf-8"))
-    script = (
-        "const done = arguments[0]; axe.run().then(done, (error) => done({violations: [String(error)]}));"
-    )
-    found: dict[str, Any] = opened.execute_async_script(script)
-    assert [(rule["id"], rule["nodes"][0]["html"]) for rule in found["violations"]] == []
-    assert len(found["passes"]) > 20
+    assert complaints(opened) == []
 
 
 @pytest.mark.parametrize("width", [320, 375, 1280])
