@@ -184,7 +184,7 @@ def test_a_folder_has_the_page_reports_and_sources(
         parts = urlsplit(link["href"] or "")
         if not parts.scheme and parts.path:
             assert (tmp_path / "out" / unquote(parts.path)).is_file()
-    assert "def gptq(" in (tmp_path / "out/source/baselines/gptq.py.txt").read_text("utf-8")
+    assert "def gptq(" in (tmp_path / "out/source/baselines/roundings/gptq.py.txt").read_text("utf-8")
     assert row(text, "magr").count("not run") == 8
 
 
