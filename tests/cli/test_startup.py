@@ -56,4 +56,4 @@ def test_importing_the_library_waits_for_nothing() -> None:
 
 def test_a_package_that_is_used_is_seen() -> None:
     """The other tests would pass if they looked at the wrong interpreter."""
-    assert imported("import epmq; epmq.LayerProblem", ("torch", "scipy")) == ["scipy", "torch"]
+    assert imported("import epmq; epmq.QuantizedWeight", ("torch", "scipy")) == ["scipy", "torch"]

@@ -190,9 +190,8 @@ def test_axes_that_joined_later_leave_the_keys_of_older_cells_alone() -> None:
     assert key(cell) == hashlib.sha256(described.encode()).hexdigest()[:16]
     given = {name: getattr(Calibration(), name) for name in LATER}
     asked = request(method=["epmq-features"], calibration={"patch_weight": 0.5, **given})
-    assert [key(c) for c in expand(asked)] == [
-        key(replace(cell, passes=(replace(cell.passes[0], patch_weight=0.5),)))
-    ]
+    weighed = replace(cell, passes=(replace(cell.passes[0], patch_weight=0.5),))
+    assert [key(c) for c in expand(asked)] == [key(weighed)]
 
 
 @pytest.mark.parametrize("name", [f.name for f in fields(Calibration) if f.name != "target"])
@@ -200,10 +199,8 @@ def test_the_key_changes_with_every_axis_of_calibration(name: str) -> None:
     changed = {name: OTHER_AXES[name]}
     method = "gptq" if name in ("damping", "asymmetry") else "epmq-features"
     needed = {"patch_weight": 0.5} if name == "patch_scope" else {}  # without it the scope changes nothing
-    (before,), (after,) = (
-        expand(request(method=[method], calibration=needed)),
-        expand(request(method=[method], calibration=needed | changed)),
-    )
+    calibrations = (needed, needed | changed)
+    (before,), (after,) = (expand(request(method=[method], calibration=each)) for each in calibrations)
     assert getattr(after.passes[0], name) == OTHER_AXES[name]
     assert key(before) != key(after)
 
