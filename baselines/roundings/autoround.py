@@ -154,4 +154,4 @@ def autoround(problem: LayerProblem, spec: QuantSpec) -> QuantizedWeight:
         scale[better] = at.scale.squeeze(-1)[better].to(scale.dtype)
         zero[better] = at.zero.squeeze(-1)[better].to(zero.dtype)
         descent.step(at, by_group(half, spec), (1 - step / STEPS) / STEPS)
-    return QuantizedWeight(codes, scale, zero, spec)
+    return QuantizedWeight.build(codes, scale, zero, spec)

@@ -14,13 +14,15 @@ if TYPE_CHECKING:  # what needs torch is imported when a layer is rounded
     from epmq.layer.weight import QuantizedWeight
 
 NORM, BETA, GROWTH, STEPS = 0.7, 10.0, 1.01, 20  # p, beta, kappa and iterations of the public code
+LEAST_FALL = 1e-9  # of the mean absolute error
 
 
 def fitted_zero(weight: Tensor, scale: Tensor, zero: Tensor, top: int) -> Tensor:
     """The zero point that half-quadratic splitting comes to, real numbers ``(rows, groups)``.
 
     In turns ``w = sign(e) max(|e| - |e|^(p - 1) / beta, 0)`` of the error ``e = C - Q``, and
-    ``z = mean(k - (C - w) / s)``, while the mean absolute error of a group falls.
+    ``z = mean(k - (C - w) / s)``, while the mean absolute error of a group falls. Where as many errors are above
+    0 as below, it stays but for its last digits: that is no fall.
 
     Args:
         weight: C, ``(rows, groups, width)`` float64.
@@ -41,7 +43,7 @@ def fitted_zero(weight: Tensor, scale: Tensor, zero: Tensor, top: int) -> Tensor
         fresh = (codes - (weight - outlying) / step).mean(-1)
         now = error.abs().mean(-1)
         zero = torch.where(going, fresh, zero)
-        going = going & (now < least)
+        going = going & (now < least * (1 - LEAST_FALL))
         least = torch.where(going, now, least)
         beta *= GROWTH
     return zero
@@ -57,9 +59,11 @@ def hqq(problem: LayerProblem, spec: QuantSpec) -> QuantizedWeight:
     """Half-quadratic quantisation (Badri and Shaji 2023) of the centre; the Hessian is not used.
 
     Zero points are stored in half precision. The public code stops when the mean error of all groups together
-    no longer falls; here each group stops by itself, and keeps rounding to nearest where that has the smaller
-    mean absolute error. A symmetric grid and a table of levels have no zero point: there it is rounding to
-    nearest.
+    no longer falls, in float32, whose last digits decide where it stays; here each group stops by itself, and
+    keeps rounding to nearest where that has the smaller mean absolute error. It takes the range of the weights
+    without 0, and begins at a zero point that is no whole number; here both are those of rounding to nearest.
+    Its default solver (0.2.8) leaves beta as it is; here it grows, as on the method's page.
+    A symmetric grid and a table of levels have no zero point: there it is rounding to nearest.
     """
     import torch
 

@@ -75,4 +75,4 @@ def magr(problem: LayerProblem, spec: QuantSpec) -> QuantizedWeight:
     better = better[:, None]
     codes = torch.where(better, found.codes, plain.codes)
     scale = torch.where(better, found.scale, plain.scale)
-    return QuantizedWeight(codes, scale, torch.where(better, found.zero, plain.zero), spec)
+    return QuantizedWeight.build(codes, scale, torch.where(better, found.zero, plain.zero), spec)

@@ -63,7 +63,8 @@ def fit_grid(weight: Tensor, spec: QuantSpec, shrink: Tensor | float = 1.0) -> t
     if spec.grid != "uniform":
         largest = span / 2
         if spec.scale_dtype == "e8m0":
-            scale = torch.exp2(torch.log2(largest).floor() - _EMAX_E2M1)
+            exponent = torch.frexp(largest).exponent - 1  # floor(log2), which rounds up just below a power
+            scale = torch.exp2((exponent - _EMAX_E2M1).to(largest))
         else:
             scale = largest / LEVELS[spec.grid][-1]
         scale = stored(scale, spec)

@@ -39,13 +39,22 @@ def _factors_applied(x: Tensor) -> Tensor:
     """``x (H (x) K)^T``; both factors are symmetric, and each is its own inverse.
 
     H comes first, as a matrix of 1 and -1: of decoded weights these sums are exact in float64, in any order.
+    Those of K are not, so they are added up in one order, whichever rows there are.
     """
     columns = x.shape[-1]
     power, rest = _factors(columns)
     turned = power.to(x) @ x.reshape(*x.shape[:-1], len(power), len(rest)) / math.sqrt(len(power))
     if len(rest) > 1:
-        turned = turned @ rest.to(x)
+        turned = _in_order(turned, rest.to(x))
     return turned.reshape(x.shape)
+
+
+def _in_order(x: Tensor, rest: Tensor) -> Tensor:
+    """``x @ rest``, whose order a matrix product chooses by the number of rows."""
+    found = x[..., :1] * rest[0]
+    for k in range(1, len(rest)):
+        found += x[..., k : k + 1] * rest[k]
+    return found
 
 
 @cache

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 from torch import Tensor
@@ -10,9 +12,10 @@ import baselines
 from baselines.contract import SPECS, realistic_problem
 from baselines.roundings.autoround import STEPS, SignedDescent, autoround, seen_by_gptq
 from epmq.layer import gptq as core
-from epmq.layer.grid import by_group
+from epmq.layer.grid import LEVELS, by_group
 from epmq.layer.problem import LayerProblem
 from epmq.layer.spec import QuantSpec
+from tests.fixtures.small_floats import e2m1, scales_e4m3
 
 
 def through(x: Tensor) -> Tensor:
@@ -25,12 +28,43 @@ def between(x: Tensor, top: int) -> Tensor:
     return torch.where((x >= 0) & (x <= top), x, x.detach().clamp(0, top))
 
 
+def as_stored(scale: Tensor, spec: QuantSpec) -> Tensor:
+    """What is stored of scales, with the gradient of the identity."""
+    exact = scale.detach()
+    if spec.scale_dtype == "e4m3":
+        kept = torch.from_numpy(scales_e4m3(exact.numpy()))
+    elif spec.scale_dtype == "e8m0":
+        kept = 2 ** torch.log2(exact).round()
+    else:
+        kept = exact.to(getattr(torch, spec.scale_dtype)).double()
+    return scale + (kept - exact).detach()
+
+
+def between_levels(x: Tensor, offset: Tensor, table: list[float]) -> Tensor:
+    """The level whose code is nearest to that of ``x`` plus ``offset``, codes between two being fractions.
+
+    Its gradient is that of a line through the two levels around ``x``, and none beyond both ends.
+    """
+    fraction, width = torch.zeros_like(x), torch.zeros_like(x)
+    for code, (low, high) in enumerate(pairwise(table)):
+        first, last = code == 0, code == len(table) - 2
+        here = ((x > low) | first) & ((x <= high) | last)
+        fraction = torch.where(here, code + (x.detach() - low) / (high - low), fraction)
+        width = torch.where(here, high - low, width)
+    moved = (fraction + offset.detach()).round()
+    inside = (moved >= 0) & (moved < len(table))
+    on_grid = torch.tensor(table, dtype=x.dtype)[moved.clamp(0, len(table) - 1).long()]
+    line = torch.where(inside, x + width * offset, 0.0)
+    return on_grid + line - line.detach()
+
+
 def by_differentiation(problem: LayerProblem, spec: QuantSpec, steps: int) -> Tensor:
     """The least row objectives of so many steps, the quantiser written out and differentiated by torch."""
     found = core.gptq(problem, spec)
     latent = by_group(seen_by_gptq(problem, found), spec)
     scale_0, zero_0 = (t.double()[..., None] for t in (found.scale, found.zero))
-    top, kind = spec.max_code, getattr(torch, spec.scale_dtype)
+    top = spec.max_code
+    table = {"uniform": [], "nf4": list(LEVELS["nf4"])}.get(spec.grid, sorted(set(e2m1())))
     learnt = [torch.zeros_like(latent), torch.ones_like(scale_0), torch.ones_like(scale_0)]
     least = torch.full((len(latent),), torch.inf, dtype=torch.float64)
     for step in range(steps):
@@ -38,11 +72,13 @@ def by_differentiation(problem: LayerProblem, spec: QuantSpec, steps: int) -> Te
         lowest, highest = -zero_0 * scale_0 * low, (top - zero_0) * scale_0 * high
         if spec.symmetric:
             lowest, highest = torch.zeros_like(high), top * scale_0 * high
-        exact = (highest - lowest) / top
-        scale = exact + (exact.detach().to(kind).double() - exact).detach()
+        scale = as_stored((highest - lowest) / top, spec)
         zero = zero_0 if spec.symmetric else through(-lowest / scale)
-        codes = between(through(latent / scale + offset) + zero, top)
-        gap = ((codes - zero) * scale).flatten(1) - problem.centre
+        if table:
+            values = between_levels(latent / scale, offset, table) * scale
+        else:
+            values = (between(through(latent / scale + offset) + zero, top) - zero) * scale
+        gap = values.flatten(1) - problem.centre
         objective = ((gap @ problem.hessian) * gap).sum(1)
         least = torch.minimum(least, objective.detach())
         gradients = torch.autograd.grad(objective.sum(), (offset, low, high), materialize_grads=True)
