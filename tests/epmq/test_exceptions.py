@@ -155,7 +155,7 @@ def test_asymmetry_counts_a_kept_weight_as_it_was() -> None:
     problem, spec = realistic_problem(rows=4, columns=48), QuantSpec(3)
     asymmetry = 0.02 * normal(48, 48) * problem.hessian.diagonal().sqrt()
     problem = replace(problem, asymmetry=asymmetry)
-    kept, factor = drawn(4, 48, 3), problem.inverse_factor
+    kept, factor = drawn(4, 48, 3), torch.linalg.inv(problem.factor)
     past = ((asymmetry @ factor.T).triu(1) @ factor).numpy()
     weight, upper = problem.centre.numpy().copy(), factor.numpy()
     stays = torch.zeros(4, 48, dtype=torch.bool).scatter(1, kept, value=True).numpy()
