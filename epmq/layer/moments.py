@@ -15,7 +15,7 @@ from torch import Tensor
 
 from epmq.errors import UserError, choose
 from epmq.layer import sums
-from epmq.layer.sums import accumulate_, inner, mirror_, square_norm
+from epmq.layer.sums import accumulate_, inner, square_norm
 
 TaskWeight = Literal["uniform", "frobenius"]
 
@@ -244,14 +244,16 @@ def _require(what: str, tensor: Tensor, shape: tuple[int, ...] | None) -> None:
 
 def _symmetric(gram: Tensor) -> Tensor:
     """A caller's Gram matrix without the last-bit asymmetry of a matrix product."""
-    found, gap, largest = torch.empty_like(gram), 0.0, 0.0
-    for start in range(0, len(gram), sums.STRIP):
-        rows = slice(start, start + sums.STRIP)
-        here, mirrored = gram[rows, start:], gram[start:, rows].T
-        torch.add(here, mirrored, out=found[rows, start:])
-        gap = max(gap, float((here - mirrored).abs().max()))
-        largest = max(largest, float(found[rows, start:].abs().max()))
-    if 2 * gap > 1e-3 * largest:
+    found, gaps, sizes = torch.empty_like(gram), [], []
+    strips = [slice(start, start + sums.TILE) for start in range(0, len(gram), sums.TILE)]
+    for number, rows in enumerate(strips):
+        for columns in strips[number:]:  # a tile and its mirror image: both stay in the cache
+            mirrored = gram[columns, rows].T.contiguous()
+            mean = (gram[rows, columns] + mirrored).div_(2)
+            gaps.append(mirrored.sub_(mean).abs_().max())
+            sizes.append(mean.abs().max())
+            found[rows, columns] = mean
+            found[columns, rows] = mean.T
+    if 2 * float(torch.stack(gaps).max()) > 1e-3 * float(torch.stack(sizes).max()):
         raise UserError("a Gram matrix is not symmetric; give X X^T / n, columns by columns")
-    mirror_(found.div_(2))
     return found

@@ -9,7 +9,8 @@ from torch import Tensor
 
 TOKENS = 4096  # of which products are summed before they join the float64 total
 STRIP = 256  # rows of a symmetric product that are computed together
-CACHED = 64  # rows that are converted at a time, so that they stay in the cache
+TILE = 128  # rows and columns of a matrix that are read together with their mirror image
+CACHED = 2**15  # entries that are converted at a time: they stay in the cache, and in one thread
 
 
 @dataclass(eq=False)
@@ -63,17 +64,11 @@ class SymmetricSum(ProductSum):
         """The sum, symmetric to the last bit; in the activations' own type while there are few tokens."""
         found = super().value()
         for start in range(0, len(found), STRIP):
-            square = found[start : start + STRIP, start : start + STRIP]
+            stop = start + STRIP
+            square = found[start:stop, start:stop]
             square.copy_((square + square.T) / 2)
-        mirror_(found)
+            found[stop:, start:stop] = found[start:stop, stop:].T
         return found
-
-
-def mirror_(matrix: Tensor) -> None:
-    """Copy the blocks above a square matrix's diagonal to those below it, in place."""
-    for start in range(0, len(matrix), STRIP):
-        stop = start + STRIP
-        matrix[stop:, start:stop] = matrix[start:stop, stop:].T
 
 
 def shrink_(gram: Tensor, off_diagonal: float) -> Tensor:
@@ -87,20 +82,30 @@ def shrink_(gram: Tensor, off_diagonal: float) -> Tensor:
 def accumulate_(total: Tensor, part: Tensor, scale: float = 1.0) -> None:
     """``total += scale * part`` in place, ``part`` of another floating-point type or the same, both 2-D.
 
-    torch's own addition of mixed types takes five times as long as memory does.
+    On a CPU, torch's own addition of mixed types takes five times as long as memory does.
     """
-    for start in range(0, len(total), CACHED):
-        rows = slice(start, start + CACHED)
-        total[rows].add_(part[rows].to(total.dtype), alpha=scale)
+    if part.is_cuda or part.dtype == total.dtype:
+        total.add_(part, alpha=scale)
+        return
+    step = _strip(total)
+    converted = torch.empty_like(total[:step])
+    for rows, own in zip(total.split(step), part.split(step), strict=True):
+        rows.add_(converted[: len(rows)].copy_(own), alpha=scale)
 
 
 def square_norm(matrix: Tensor) -> float:
     """The sum of squares, in float64."""
-    strips = [torch.linalg.vector_norm(rows.double()) for rows in matrix.split(CACHED)]
+    strips = [torch.linalg.vector_norm(rows.double()) for rows in matrix.split(_strip(matrix))]
     return float(torch.stack(strips).square().sum())
 
 
 def inner(one: Tensor, other: Tensor) -> float:
     """The sum of the products of the entries of two matrices, in float64."""
-    strips = zip(one.split(CACHED), other.split(CACHED), strict=True)
+    step = _strip(one)
+    strips = zip(one.split(step), other.split(step), strict=True)
     return float(torch.stack([(a.double() * b.double()).sum() for a, b in strips]).sum())
+
+
+def _strip(matrix: Tensor) -> int:
+    """How many of a matrix's rows are converted at a time; on a GPU, all."""
+    return len(matrix) if matrix.is_cuda else max(1, CACHED // max(1, matrix.shape[1]))

@@ -19,7 +19,8 @@ pytestmark = pytest.mark.keeps_rng
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Several strips, and several parts of a sum, on layers of a few columns."""
     monkeypatch.setattr(sums, "STRIP", 4)
-    monkeypatch.setattr(sums, "CACHED", 3)
+    monkeypatch.setattr(sums, "TILE", 4)
+    monkeypatch.setattr(sums, "CACHED", 15)
     monkeypatch.setattr(sums, "TOKENS", 16)
 
 
@@ -56,11 +57,11 @@ def test_a_long_sum_of_equal_tokens_loses_no_digit(monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_strips_are_the_whole(dtype: torch.dtype) -> None:
     one, other = tokens(8, 5).to(dtype), tokens(8, 5, seed=1).to(dtype)
-    total = one.double()
+    total = one.double().clone()
     accumulate_(total, other, 0.3)
     torch.testing.assert_close(total, one.double() + 0.3 * other.double(), rtol=1e-14, atol=1e-14)
-    assert inner(one, other) == pytest.approx(float((one.double() * other.double()).sum()), rel=1e-14)
-    assert square_norm(one) == pytest.approx(float(one.double().square().sum()), rel=1e-14)
+    assert inner(one, other) == pytest.approx(float((one.double() * other.double()).sum()), rel=1e-13)
+    assert square_norm(one) == pytest.approx(float(one.double().square().sum()), rel=1e-13)
 
 
 def test_only_what_is_off_the_diagonal_shrinks() -> None:
