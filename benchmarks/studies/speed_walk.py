@@ -1,7 +1,7 @@
 """What calibration costs: ``python -m benchmarks.studies.speed_walk``.
 
-The walk over some blocks of ViT-B/32's shape with made-up experts and inputs, 4 bits: E-PMQ's two readings over
-plain GPTQ, and, with ``--against`` another checkout, plain GPTQ's walk over the other's. Every walk is a
+The walk over some blocks of ViT-B/32's shape with made-up experts and inputs, 4 bits: E-PMQ's two readings
+over plain GPTQ, and, with ``--against`` another checkout, plain GPTQ's walk over the other's. Every walk is a
 process of its own, in turns; medians are reported. Besides, one task's moments at 4096 columns over a copy of
 as many bytes as their float64 sum.
 """
@@ -141,7 +141,7 @@ def made_up(
 
 
 def one_task(repeats: int = 5) -> dict[str, float]:
-    """Seconds of one more task's Gram matrix at 4096 columns, as the walk sums it and as a caller gives it."""
+    """Seconds of one more task's Gram matrix at 4096 columns, as the walk sums it and as a caller has it."""
     x = torch.randn(256, COLUMNS, generator=torch.Generator().manual_seed(0))
     moments, total = Moments.empty(torch.zeros(1, COLUMNS)), SymmetricSum()
     total.add(x, x)

@@ -81,7 +81,7 @@ def test_a_layer_multiplies_each_streams_batch_once(
 ) -> None:
     found = tokens_through(tiny_visual, AXES[name], monkeypatch)
     # Two tasks, two blocks. In the last block nothing goes on; a teacher whose own outputs are the targets
-    # ends at the last layer's output, others at its input. Output projections have 16 rows, as the last layer.
+    # ends at the last layer's output, others at its input. 16 rows: output projections and last layers.
     assert found[48] == found[64] == 2 * 2 * streams
     through = 2 * 2 * streams
     last = 2 * streams + (2 if streams == 2 and name != "GPTAQ" else 0)
