@@ -2,7 +2,8 @@
 
 The walk over some blocks of ViT-B/32's shape with made-up experts and inputs, 4 bits: E-PMQ's two readings
 over plain GPTQ, and, with ``--against`` another checkout, plain GPTQ's walk over the other's. Every walk is a
-process of its own, in turns; medians are reported. Besides, one task's moments at 4096 columns over a copy of
+process of its own, in turns; medians are reported, of seconds on the clock and of the processors, which say
+more where others are at work. Besides, one task's moments at 4096 columns over a copy of
 as many bytes as their float64 sum.
 """
 
@@ -30,7 +31,6 @@ from epmq.calibration import Calibration
 from epmq.layer.moments import Moments
 from epmq.layer.problem import LayerProblem
 from epmq.layer.spec import QuantSpec
-from epmq.layer.sums import SymmetricSum
 from epmq.layer.weight import QuantizedWeight
 from epmq.models.tower import Tower
 from epmq.models.transformers_vision import tower as vision_tower
@@ -97,14 +97,15 @@ def in_turns(options: argparse.Namespace) -> dict[str, list[dict[str, float]]]:
 def summary(
     name: str, runs: Sequence[Mapping[str, float]], plain: Sequence[Mapping[str, float]]
 ) -> dict[str, Any]:
-    """Median seconds by phase, and the median ratio to plain GPTQ's total of the same turn."""
-    ratios = [run["total"] / other["total"] for run, other in zip(runs, plain, strict=True)]
+    """Median seconds by phase, and over plain GPTQ in the same turn."""
     median = {phase: statistics.median(run[phase] for run in runs) for phase in runs[0]}
-    return {"walk": name, **median, "over gptq": statistics.median(ratios)}
+    pairs = list(zip(runs, plain, strict=True))
+    over, busy = (statistics.median(a[p] / b[p] for a, b in pairs) for p in ("total", "processors"))
+    return {"walk": name, **median, "over gptq": over, "processors over gptq": busy}
 
 
 def one_walk(axes: Calibration, blocks: int, experts: int, images: int) -> dict[str, float]:
-    """Seconds of one walk: gathering, solving, and in all."""
+    """Seconds of one walk: gathering, solving, in all, and of processors."""
     tower, checkpoints, inputs = made_up(blocks, experts, images)
     rounding = baselines.get("gptq")
 
@@ -112,11 +113,12 @@ def one_walk(axes: Calibration, blocks: int, experts: int, images: int) -> dict[
         return rounding(problem, QuantSpec(4))
 
     solve(LayerProblem.merged(torch.eye(16), [torch.eye(16)]))  # the column loop compiles
-    start = time.perf_counter()
+    start, processors = time.perf_counter(), time.process_time()
     reports = list(walk(tower, checkpoints, inputs, axes, solve))
     total = time.perf_counter() - start
     solved = sum(report.solve_seconds for report in reports)
-    return {"gather": total - solved, "solve": solved, "total": total}
+    used = time.process_time() - processors
+    return {"gather": total - solved, "solve": solved, "total": total, "processors": used}
 
 
 def made_up(
@@ -142,6 +144,8 @@ def made_up(
 
 def one_task(repeats: int = 5) -> dict[str, float]:
     """Seconds of one more task's Gram matrix at 4096 columns, as the walk sums it and as a caller has it."""
+    from epmq.layer.sums import SymmetricSum  # which another checkout need not have
+
     x = torch.randn(256, COLUMNS, generator=torch.Generator().manual_seed(0))
     moments, total = Moments.empty(torch.zeros(1, COLUMNS)), SymmetricSum()
     total.add(x, x)
