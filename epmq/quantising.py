@@ -14,7 +14,7 @@ from epmq.calibration import Calibration
 from epmq.checkpoints.lazy import prefix_of
 from epmq.errors import UserError, choose
 from epmq.experts import fitting
-from epmq.gather import Batches
+from epmq.gather.passes import Batches
 from epmq.layer.problem import LayerProblem
 from epmq.layer.spec import QuantSpec
 from epmq.layer.weight import QuantizedWeight

@@ -1,7 +1,8 @@
 """The calibration walk: block by block, gather moments, pose each layer's problem, write its solution.
 
-The states at the boundary of the current block, batch by batch, are all the activations that are kept.
-Experts are read block by block into one scratch block. The walk never looks at labels.
+The states at the boundary of the current block, batch by batch, are kept, and within a budget what its passes
+would compute twice (:mod:`epmq.gather.kept`). Experts are read block by block into one scratch block. The
+walk never looks at labels.
 """
 
 from __future__ import annotations
@@ -17,18 +18,9 @@ from torch import Tensor, nn
 
 from epmq.calibration import Calibration
 from epmq.errors import UserError
-from epmq.gather import (
-    Batches,
-    Counts,
-    Gathered,
-    Rows,
-    Stream,
-    affine,
-    gather_task,
-    has_bias,
-    linears,
-    stacked,
-)
+from epmq.gather.passes import Batches, Passes, Stream
+from epmq.gather.rows import Counts, Rows, affine, has_bias, linears, stacked
+from epmq.gather.task import Gathered, gather_task
 from epmq.layer.affine import NormMoments, solved_bias
 from epmq.layer.moments import Deviations, Moments
 from epmq.layer.problem import LayerProblem, anchor_strength
@@ -120,14 +112,15 @@ def walk(
             assert base is not None
             tower.load(points := copy.deepcopy(block), path, base)
             _extrapolate(points, block, calibration.anchor_point)
-        for problems, norms in _stages(block, groups, counts, calibration):
+        stages = list(_stages(block, groups, counts, calibration))
+        posed = [rows for problems, _ in stages for rows in problems]
+        onward = path != "head" and _later(chosen, index, len(tower.blocks))
+        passes = Passes(counts, path, source, scratch, experts, streams, expert_streams, posed, onward)
+        for problems, norms in stages:
             gathered = {rows: Gathered.empty(block, rows, calibration) for rows in problems}
             of_norms = {norm: _no_norm_moments(block.get_submodule(norm)) for norm in norms}
-            for task, states in streams.items():
-                tower.load(scratch, path, experts[task])
-                seen_in = scratch if calibration.source == "expert-block" else source
-                pair = (seen_in, states), (scratch, expert_streams[task])
-                gather_task(gathered, of_norms, pair, calibration, counts)
+            for task in streams:
+                gather_task(gathered, of_norms, passes, task)
             for norm, moments in of_norms.items():
                 _solve_norm(block.get_submodule(norm), points.get_submodule(norm), moments, calibration)
             if not problems:
@@ -138,14 +131,10 @@ def walk(
                 point = stacked(points, rows)
                 yield _solve_rows(name, block, rows, gathered[rows], point, calibration, solve, elapsed)
             clock = time.perf_counter()
-        if path == "head" or not _later(chosen, index, len(tower.blocks)):
+        if not onward:
             return
         for task in streams:
-            if calibration.source != "expert":
-                streams[task] = _through(source, streams[task])
-            if calibration.follows_experts:
-                tower.load(scratch, path, experts[task])
-                expert_streams[task] = _through(scratch, expert_streams[task])
+            passes.advance(task)
 
 
 def _check(experts: Mapping[str, Checkpoint], inputs: Mapping[str, Batches]) -> None:
@@ -279,12 +268,16 @@ def _solve_rows(
         if moments.weight_total:  # all tasks weigh nothing where the inputs are all zero
             bias = (wanted - dense.double() @ gathered.mean_input) / moments.weight_total
     _write(block, rows, dense, bias)
+    deviations = moments.deviations(dense, problem.centre, merged)
+    # The Hessian is the Gram matrix and a ridge: the one product with them is in the deviations already.
+    added = problem.hessian.diagonal() - moments.gram.diagonal()
+    rounded = (dense.to(problem.centre) - problem.centre).square().sum(0)
     return LayerReport(
         name=name,
         rows=merged.shape[0],
         columns=merged.shape[1],
-        objective=problem.objective(dense),
-        deviations=moments.deviations(dense, problem.centre, merged),
+        objective=deviations.rounding + float(rounded @ added),
+        deviations=deviations,
         packed_bits=solution.packed_bits if isinstance(solution, QuantizedWeight) else None,
         warnings=problem.warnings,
         calibrate_seconds=calibrate_seconds,

@@ -19,7 +19,7 @@ from benchmarks.images.predict import predictions
 from benchmarks.sources import cache, data
 from benchmarks.suites.forms import ClipSuite, ImageTask, TaskSpec
 from benchmarks.workbench.base import Answers, Workbench
-from epmq.gather import Batches
+from epmq.gather.passes import Batches
 from epmq.models.tower import Tower
 from epmq.refinement.budget import Budget
 from epmq.refinement.objective import FeatureDistance, Objective

@@ -22,7 +22,7 @@ from benchmarks.run.outcome import Choice, Outcome, Trial
 from benchmarks.workbench.base import Workbench
 from epmq.errors import UserError
 from epmq.files import replacing
-from epmq.gather import Batches
+from epmq.gather.passes import Batches
 from epmq.refinement.budget import Budget
 from epmq.refinement.descent import EVALUATED, Lessons, held_out_loss
 from epmq.refinement.samples import Rows

@@ -32,7 +32,7 @@ from benchmarks.workbench.base import Workbench
 from epmq.calibration import Calibration
 from epmq.errors import UserError
 from epmq.files import replacing
-from epmq.gather import Batches
+from epmq.gather.passes import Batches
 from epmq.layer.spec import QuantSpec
 from epmq.merging import options_of
 from epmq.models.tower import Tower

@@ -23,7 +23,7 @@ from benchmarks.text.metrics import number
 from benchmarks.text.models import TextModels, open_models
 from benchmarks.workbench.base import Answers, Workbench
 from epmq.errors import UserError
-from epmq.gather import Batches
+from epmq.gather.passes import Batches
 from epmq.models.tower import Tower
 from epmq.refinement.budget import Budget
 from epmq.refinement.objective import AnswerDivergence, Objective

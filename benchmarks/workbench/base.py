@@ -24,7 +24,7 @@ from benchmarks.suites.forms import Suite, TaskSpec
 from benchmarks.suites.load import fingerprint
 from benchmarks.workbench.machine import Machine
 from benchmarks.workbench.merged import MergedWeights
-from epmq.gather import Batches
+from epmq.gather.passes import Batches
 from epmq.merging import known
 from epmq.models.tower import Tower
 from epmq.refinement.budget import Budget

@@ -24,7 +24,7 @@ MERGING = (
 COMPUTING = (  # what a cell depends on besides its rounding: files, and folders with all that is in them
     *MERGING,
     "epmq/calibration.py",
-    "epmq/gather.py",
+    "epmq/gather",
     "epmq/layer",
     "epmq/refinement",
     "epmq/walk.py",

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 
 from epmq.errors import UserError, choose
+from epmq.layer import sums
+from epmq.layer.sums import accumulate_, inner, square_norm
 
 TaskWeight = Literal["uniform", "frobenius"]
 
@@ -22,10 +24,15 @@ TaskWeight = Literal["uniform", "frobenius"]
 class Moments:
     """Sums over tasks for one layer, all float64. x_t are the layer's inputs, y_t the experts' targets.
 
+    Targets are told from what an origin O gives on the same inputs, so that float32 sums of small
+    differences stay exact to float32's last digits of the differences.
+
     Attributes:
         gram: sum_t c_t G_t with G_t = E[x_t x_t^T], ``(columns, columns)``.
-        target: sum_t c_t E[y_t x_t^T], ``(rows, columns)``; y_t = W_t x_t in reading A, W_t x~_t in B.
-        energy: sum_t c_t E||y_t||^2; NaN where a task came with a cross moment and no energy.
+        target: sum_t c_t E[(y_t - O x_t) x_t^T], ``(rows, columns)``; y_t = W_t x_t in reading A, W_t x~_t in
+            B.
+        origin: O, ``(rows, columns)``; ``None`` for 0.
+        energy: sum_t c_t E||y_t - O x_t||^2; NaN where a task came with a cross moment and no energy.
         shift: sum_t c_t E[(x~_t - x_t) x_t^T] with x~_t the inputs in full precision, ``(columns, columns)``;
             ``None`` where no task came with one.
         weight_total: sum_t c_t.
@@ -35,6 +42,7 @@ class Moments:
     gram: Tensor
     target: Tensor
     task_weight: TaskWeight
+    origin: Tensor | None = None
     energy: float = 0.0
     weight_total: float = 0.0
     tasks: int = 0
@@ -42,13 +50,23 @@ class Moments:
     shift: Tensor | None = None
 
     @classmethod
-    def empty(cls, weight: Tensor, task_weight: TaskWeight = "uniform") -> Moments:
-        """Zero moments for a layer whose weight is ``(rows, columns)``; raises UserError for a bad weight."""
+    def empty(
+        cls, weight: Tensor, task_weight: TaskWeight = "uniform", *, origin: Tensor | None = None
+    ) -> Moments:
+        """Zero moments for a layer whose weight is ``(rows, columns)``.
+
+        Args:
+            weight: like the layer's; only its shape and device count.
+            origin: O, like ``weight``.
+
+        Raises:
+            UserError: a bad weight.
+        """
         choose("task weight", task_weight, ("uniform", "frobenius"))
         _require("weight", weight, None)
         rows, columns = weight.shape
         square, wide = (weight.new_zeros(n, columns, dtype=torch.float64) for n in (columns, rows))
-        return cls(square, wide, task_weight)
+        return cls(square, wide, task_weight, None if origin is None else origin.to(square))
 
     def add(
         self,
@@ -68,40 +86,60 @@ class Moments:
         Raises:
             UserError: a shape does not fit the layer, or a value is not finite.
         """
-        if expert_weight is None:
-            return self.fold(gram)
         columns = self.gram.shape[0]
         _require("Gram matrix", gram, (columns, columns))
-        _require("expert weight", expert_weight, tuple(self.target.shape))
+        if expert_weight is not None:
+            _require("expert weight", expert_weight, tuple(self.target.shape))
         if cross is not None:
             _require("cross moment", cross, (columns, columns))
-        expert_weight = expert_weight.to(self.gram)
-        target = expert_weight @ (_symmetric(gram.to(self.gram)) if cross is None else cross.to(self.gram))
-        if cross is None:
-            energy = float((target * expert_weight).sum())
+        gram = _symmetric(gram.to(self.gram))
+        if expert_weight is None:
+            return self.fold(gram)
+        moved = expert_weight.to(self.gram)
+        if cross is not None:
+            target = moved @ cross.to(self.gram)
+            if self.origin is not None:
+                on_inputs = self.origin @ gram
+                energy += inner(self.origin, on_inputs) - 2 * inner(self.origin, target)
+                target -= on_inputs
+        else:
+            if self.origin is not None:
+                moved = moved - self.origin
+            target = moved @ gram
+            energy = inner(target, moved)
         return self.fold(gram, target, energy)
 
-    def fold(self, gram: Tensor, target: Tensor | None = None, energy: float = math.nan) -> float:
-        """Fold one task by its sums: G_t, E[y_t x_t^T] ``(rows, columns)`` and E||y_t||^2; returns c_t.
+    def fold(
+        self, gram: Tensor, target: Tensor | None = None, energy: float = math.nan, total: float = 1.0
+    ) -> float:
+        """Fold one task by its sums over samples, of any floating-point type; returns c_t.
+
+        Only diagonal and energy are looked at for NaN and Inf: a Gram matrix's other entries are no larger
+        than its diagonal's, a target moment's no larger than both.
+
+        Args:
+            gram: sum of x_t x_t^T, ``(columns, columns)``, symmetric to the last bit.
+            target: sum of (y_t - O x_t) x_t^T, ``(rows, columns)``, finite.
+            energy: sum of ||y_t - O x_t||^2; NaN where it is not known.
+            total: how many samples the sums are of, or what these weigh.
 
         Raises:
-            UserError: a shape does not fit the layer, or a value is not finite.
+            UserError: a shape does not fit the layer, or an input is not finite.
         """
-        columns = self.gram.shape[0]
-        _require("Gram matrix", gram, (columns, columns))
+        _fits("Gram matrix", gram, tuple(self.gram.shape))
         if target is not None:
-            _require("target moment", target, tuple(self.target.shape))
-        gram = _symmetric(gram.to(self.gram))
+            _fits("target moment", target, tuple(self.target.shape))
+        _finite("Gram matrix", gram.diagonal())
         scale = 1.0
         if self.task_weight == "frobenius":
-            norm = float(torch.linalg.matrix_norm(gram))
+            norm = math.sqrt(square_norm(gram)) / total
             scale = 1 / norm if norm else 0.0  # a layer that sees only zeros has nothing to say
-        self.gram += scale * gram
+        accumulate_(self.gram, gram, scale / total)
         self.weight_total += scale
         self.tasks += 1
         if target is not None:
-            self.target += scale * target.to(self.gram)
-            self.energy += scale * energy
+            accumulate_(self.target, target, scale / total)
+            self.energy += scale * energy / total
             self.experts += 1
         return scale
 
@@ -112,18 +150,33 @@ class Moments:
             UserError: its shape does not fit the layer, or a value is not finite.
         """
         _require("shift", shift, tuple(self.gram.shape))
-        part = scale * shift.to(self.gram)
-        self.shift = part if self.shift is None else self.shift + part
+        if self.shift is None:
+            self.shift = torch.zeros_like(self.gram)
+        accumulate_(self.shift, shift, scale)
+
+    def residual(self, weight: Tensor) -> Tensor:
+        """sum_t c_t E[(y_t - W x_t) x_t^T], ``(rows, columns)``, of a weight W, float64."""
+        moved = weight.to(self.gram)
+        if self.origin is not None:
+            if torch.equal(moved, self.origin):
+                return self.target
+            moved = moved - self.origin
+        return self.target - moved @ self.gram
 
     def cpu(self) -> Moments:
         """The same sums in the CPU's memory."""
-        shift = None if self.shift is None else self.shift.cpu()
-        return replace(self, gram=self.gram.cpu(), target=self.target.cpu(), shift=shift)
+        origin, shift = (None if x is None else x.cpu() for x in (self.origin, self.shift))
+        return replace(self, gram=self.gram.cpu(), target=self.target.cpu(), origin=origin, shift=shift)
 
     def deviations(self, quantised: Tensor, centre: Tensor, merged: Tensor) -> Deviations:
         """How far apart a layer's weights are on its inputs; Q, C and W_m are ``(rows, columns)``."""
         weights = [weight.to(self.gram) for weight in (quantised, centre, merged)]
-        on_inputs = [weight @ self.gram for weight in weights]
+        if self.origin is not None:
+            weights = [weight - self.origin for weight in weights]
+        on_inputs: list[Tensor] = []
+        for number, weight in enumerate(weights):
+            same = [x for x, known in zip(on_inputs, weights[:number], strict=True) if weight.equal(known)]
+            on_inputs.append(same[0] if same else self._on_inputs(weight))
 
         def between(a: int, b: int) -> float:
             return float(((on_inputs[a] - on_inputs[b]) * (weights[a] - weights[b])).sum())
@@ -132,7 +185,7 @@ class Moments:
             if self.experts != self.tasks or math.isnan(self.energy):
                 return None
             weight, product = weights[a], on_inputs[a]
-            return self.energy - 2 * float((weight * self.target).sum()) + float((product * weight).sum())
+            return self.energy - 2 * inner(weight, self.target) + inner(product, weight)
 
         return Deviations(
             quantisation=between(0, 2),
@@ -142,6 +195,9 @@ class Moments:
             centre=from_target(1),
             merging=from_target(2),
         )
+
+    def _on_inputs(self, weight: Tensor) -> Tensor:
+        return weight @ self.gram if bool(weight.any()) else weight
 
 
 @dataclass(frozen=True)
@@ -168,18 +224,36 @@ class Deviations:
     merging: float | None
 
 
-def _require(what: str, tensor: Tensor, shape: tuple[int, ...] | None) -> None:
+def _fits(what: str, tensor: Tensor, shape: tuple[int, ...] | None) -> None:
     if shape is not None and tuple(tensor.shape) != shape:
         raise UserError(f"{what} is {tuple(tensor.shape)}, expected {shape}")
     if tensor.dim() != 2:
         raise UserError(f"{what} has {tensor.dim()} dimensions, expected a matrix (rows, columns)")
-    if not bool(torch.isfinite(tensor).all()):
+
+
+def _finite(what: str, tensor: Tensor) -> None:
+    # One pass for the extremes, which are NaN where any value is, is a tenth of testing every value.
+    if tensor.numel() and not bool(torch.isfinite(torch.stack(torch.aminmax(tensor))).all()):
         raise UserError(f"{what} holds NaN or Inf; check the checkpoint or the calibration samples")
 
 
+def _require(what: str, tensor: Tensor, shape: tuple[int, ...] | None) -> None:
+    _fits(what, tensor, shape)
+    _finite(what, tensor)
+
+
 def _symmetric(gram: Tensor) -> Tensor:
-    """The Gram matrix without the last-bit asymmetry of a matrix product."""
-    gap = gram - gram.T
-    if float(gap.abs().max()) > 1e-3 * float(gram.abs().max()):
+    """A caller's Gram matrix without the last-bit asymmetry of a matrix product."""
+    found, gaps, sizes = torch.empty_like(gram), [], []
+    strips = [slice(start, start + sums.TILE) for start in range(0, len(gram), sums.TILE)]
+    for number, rows in enumerate(strips):
+        for columns in strips[number:]:  # a tile and its mirror image: both stay in the cache
+            mirrored = gram[columns, rows].T.contiguous()
+            mean = (gram[rows, columns] + mirrored).div_(2)
+            gaps.append(mirrored.sub_(mean).abs_().max())
+            sizes.append(mean.abs().max())
+            found[rows, columns] = mean
+            found[columns, rows] = mean.T
+    if 2 * float(torch.stack(gaps).max()) > 1e-3 * float(torch.stack(sizes).max()):
         raise UserError("a Gram matrix is not symmetric; give X X^T / n, columns by columns")
-    return gram - gap / 2
+    return found

@@ -164,7 +164,7 @@ class LayerProblem:
         hessian, factor, warnings = _positive_definite(moments.gram, strength, mean)
         # W* - A = (sum_t c_t W_t E[x~ x^T] - A sum_t c_t G_t) H^-1 with A the anchor's point: what no task
         # says anything about stays there, whether lambda or the extra ridge holds it.
-        centre = point + _solve(factor, moments.target - point @ moments.gram)
+        centre = point + _solve(factor, moments.residual(point))
         kept = strength if anchor_in == "objective" else 0.0
         if damping or kept != strength:
             hessian, factor, more = _positive_definite(moments.gram, kept + damping * mean, mean)

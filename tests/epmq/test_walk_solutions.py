@@ -84,7 +84,9 @@ def test_experts_that_equal_the_merged_model_make_epmq_gptq(
     assert not equal(epmq, tiny_visual.tower)
     for one, other in zip(reports, expected, strict=True):
         assert one.objective == pytest.approx(other.objective, rel=1e-6)
-        assert one.deviations.merging == pytest.approx(0.0, abs=1e-6)  # features are float32 sums
+        # In reading B the energy is summed from outputs, the rest from the Gram matrix: float32 sums, whose
+        # last digit is 1e-7 of an energy of 72 here. In reading A all of it is of the experts' moves.
+        assert one.deviations.merging == pytest.approx(0.0, abs=1e-5 if mixing else 1e-15)
 
 
 def test_an_enormous_anchor_makes_epmq_the_merged_model_rounded(tiny_visual: TinyVisual) -> None:
