@@ -218,11 +218,12 @@ def oracles(session: nox.Session) -> None:
 
 @nox.session
 def studies(session: nox.Session) -> None:
-    """Measure speed (GPTQ, evaluation, E-PMQ over GPTQ) and memory at full size (writes 15 GB)."""
+    """Measure speed (GPTQ, walks, evaluation, E-PMQ over GPTQ) and memory at full size (writes 15 GB)."""
     install(session)
     folder = str(Path("runs") / "studies")
     session.run("python", "-m", "benchmarks.studies.speed_gptq", *session.posargs)
     session.run("python", "-m", "benchmarks.studies.scaling")
+    session.run("python", "-m", "benchmarks.studies.speed_walk")
     session.run("python", "-m", "benchmarks.studies.speed_together")
     session.run("python", "-m", "benchmarks.studies.speed_pipeline", "--folder", folder)
     session.run("python", "-m", "benchmarks.studies.memory_clip", "--folder", folder)

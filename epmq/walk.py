@@ -268,7 +268,7 @@ def _solve_rows(
         if moments.weight_total:  # all tasks weigh nothing where the inputs are all zero
             bias = (wanted - dense.double() @ gathered.mean_input) / moments.weight_total
     _write(block, rows, dense, bias)
-    deviations = moments.deviations(dense, problem.centre, merged)
+    deviations = moments.deviations(dense, problem.centre, merged, problem.moved_on_inputs)
     # The Hessian is the Gram matrix and a ridge: the one product with them is in the deviations already.
     added = problem.hessian.diagonal() - moments.gram.diagonal()
     rounded = (dense.to(problem.centre) - problem.centre).square().sum(0)

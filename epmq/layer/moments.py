@@ -168,15 +168,25 @@ class Moments:
         origin, shift = (None if x is None else x.cpu() for x in (self.origin, self.shift))
         return replace(self, gram=self.gram.cpu(), target=self.target.cpu(), origin=origin, shift=shift)
 
-    def deviations(self, quantised: Tensor, centre: Tensor, merged: Tensor) -> Deviations:
-        """How far apart a layer's weights are on its inputs; Q, C and W_m are ``(rows, columns)``."""
+    def deviations(
+        self, quantised: Tensor, centre: Tensor, merged: Tensor, moved_on_inputs: Tensor | None = None
+    ) -> Deviations:
+        """How far apart a layer's weights are on its inputs; Q, C and W_m are ``(rows, columns)``.
+
+        Args:
+            moved_on_inputs: (C - W_m) sum_t c_t G_t, ``(rows, columns)``, where it is known already.
+        """
         weights = [weight.to(self.gram) for weight in (quantised, centre, merged)]
         if self.origin is not None:
             weights = [weight - self.origin for weight in weights]
-        on_inputs: list[Tensor] = []
-        for number, weight in enumerate(weights):
-            same = [x for x, known in zip(on_inputs, weights[:number], strict=True) if weight.equal(known)]
-            on_inputs.append(same[0] if same else self._on_inputs(weight))
+        of_quantised, of_merged = self._on_inputs(weights[0]), self._on_inputs(weights[2])
+        if weights[1].equal(weights[2]):
+            of_centre = of_merged
+        elif moved_on_inputs is not None:
+            of_centre = of_merged + moved_on_inputs
+        else:
+            of_centre = self._on_inputs(weights[1])
+        on_inputs = (of_quantised, of_centre, of_merged)
 
         def between(a: int, b: int) -> float:
             return float(((on_inputs[a] - on_inputs[b]) * (weights[a] - weights[b])).sum())

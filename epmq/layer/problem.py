@@ -51,6 +51,8 @@ class LayerProblem:
     # Lower L with J hessian J = L L^T where it is known already. It is not a field that can be given, so that
     # a problem that is made from this one by replacing its Hessian does not keep it.
     _factor: Tensor | None = field(default=None, init=False, repr=False)
+    # (centre - reference) sum_t c_t G_t where it is known already; likewise not given.
+    moved_on_inputs: Tensor | None = field(default=None, init=False, repr=False)
 
     @classmethod
     def merged(
@@ -164,12 +166,19 @@ class LayerProblem:
         hessian, factor, warnings = _positive_definite(moments.gram, strength, mean)
         # W* - A = (sum_t c_t W_t E[x~ x^T] - A sum_t c_t G_t) H^-1 with A the anchor's point: what no task
         # says anything about stays there, whether lambda or the extra ridge holds it.
-        centre = point + _solve(factor, moments.residual(point))
+        residual = moments.residual(point)
+        moved = _solve(factor, residual)
+        centre = point + moved
+        # From moved @ hessian = residual, without a product; the Hessian is the Gram matrix and a ridge.
+        on_inputs = residual - moved * (hessian.diagonal() - moments.gram.diagonal())
         kept = strength if anchor_in == "objective" else 0.0
         if damping or kept != strength:
             hessian, factor, more = _positive_definite(moments.gram, kept + damping * mean, mean)
             warnings = tuple(dict.fromkeys((*warnings, *more)))
-        return cls(centre, hessian, merged, warnings)._with(factor)
+        found = cls(centre, hessian, merged, warnings)._with(factor)
+        if point is merged or torch.equal(point, merged):
+            object.__setattr__(found, "moved_on_inputs", on_inputs)
+        return found
 
     def _with(self, factor: Tensor) -> LayerProblem:
         object.__setattr__(self, "_factor", factor)

@@ -9,6 +9,7 @@ from torch import Tensor
 from epmq.errors import UserError
 from epmq.layer import sums
 from epmq.layer.moments import Moments
+from epmq.layer.problem import LayerProblem
 from epmq.layer.sums import ProductSum, SymmetricSum, accumulate_, inner, shrink_, square_norm
 from tests.fixtures.layers import layer
 
@@ -102,6 +103,24 @@ def test_an_origin_changes_no_moment_and_no_deviation(reading: str) -> None:
     one, other = (m.deviations(q, at.experts[0], at.merged) for m in (plain, relative))
     for name in vars(one):
         assert getattr(other, name) == pytest.approx(getattr(one, name), rel=1e-9), name
+
+
+@pytest.mark.parametrize("anchor", [0.0, 1e-3, 0.5])
+@pytest.mark.parametrize("with_origin", [False, True])
+def test_a_problem_knows_its_move_on_the_inputs(anchor: float, with_origin: bool) -> None:
+    at = layer(5, 8)
+    moments = Moments.empty(at.merged, origin=at.merged if with_origin else None)
+    for gram, expert in zip(at.grams, at.experts, strict=True):
+        moments.add(gram, expert)
+    problem = LayerProblem.from_moments(at.merged, moments, target="expert", anchor=anchor, damping=0.01)
+    found, q = problem.moved_on_inputs, at.experts[1]
+    assert found is not None
+    torch.testing.assert_close(found, (problem.centre - at.merged) @ moments.gram)
+    known, computed = (moments.deviations(q, problem.centre, at.merged, x) for x in (found, None))
+    for name in vars(known):
+        assert getattr(known, name) == pytest.approx(getattr(computed, name), rel=1e-9), name
+    elsewhere = LayerProblem.from_moments(at.merged, moments, target="expert", anchor=1.0, point=q)
+    assert elsewhere.moved_on_inputs is None
 
 
 @pytest.mark.parametrize("task_weight", ["uniform", "frobenius"])
