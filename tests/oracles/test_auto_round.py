@@ -1,10 +1,10 @@
 """Our AutoRound against auto-round's own quantiser, differentiated by torch and moved by its own optimiser.
 
 auto-round is driven on the layer's quadratic from our start: GPTQ's grid, around the values that GPTQ rounds.
-Its quantiser clamps by ``torch.clamp``, whose ends have a gradient in some versions of torch and none in others;
-here they have, as ours.
-Only its asymmetric integers are ours: its symmetric ones have a scale with a sign and its own two factors, and
-in its MXFP4 and NVFP4 the offset is added to ``w / s`` itself, where ours is a fraction between two codes.
+Its quantiser clamps by ``torch.clamp``, whose ends have a gradient in some versions of torch and none in
+others; here they have, as ours. Only its asymmetric integers are ours: its symmetric ones have a scale with a
+sign and its own two factors, and in its MXFP4 and NVFP4 the offset is added to ``w / s`` itself, where ours is
+a fraction between two codes.
 """
 
 from __future__ import annotations
@@ -35,9 +35,7 @@ def clamped(x: Tensor, min: float | None = None, max: float | None = None) -> Te
 
 @pytest.mark.parametrize("target", ["merged", "expert"])
 @pytest.mark.parametrize("spec", SPECS, ids=str)
-def test_steps_are_those_of_auto_round(
-    spec: QuantSpec, target: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_steps_are_those_of_auto_round(spec: QuantSpec, target: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "clamp", clamped)
     problem = realistic_problem(target)
     start = gptq(problem, spec)
