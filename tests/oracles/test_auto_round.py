@@ -3,8 +3,8 @@
 auto-round is driven on the layer's quadratic from our start: GPTQ's grid, around the values that GPTQ rounds.
 Its quantiser clamps by ``torch.clamp``, whose ends have a gradient in some versions of torch and none in
 others; here they have, as ours. Only its asymmetric integers are ours: its symmetric ones have a scale with a
-sign and its own two factors, and in its MXFP4 and NVFP4 the offset is added to ``w / s`` itself, where ours is
-a fraction between two codes.
+sign and its own two factors, and in its MXFP4 and NVFP4 the offset is added to ``w / s`` itself, where ours
+is a fraction between two codes.
 """
 
 from __future__ import annotations
