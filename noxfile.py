@@ -211,7 +211,7 @@ def reproduce(session: nox.Session, suite: str) -> None:
 
 @nox.session
 def oracles(session: nox.Session) -> None:
-    """Compare with llm-compressor and fusion-bench, which this session installs (large)."""
+    """Compare with llm-compressor, fusion-bench, HQQ, auto-round and others, which it installs (large)."""
     install(session, "test", "oracles")
     session.run("pytest", "-W", "default", "tests/oracles", *session.posargs)
 

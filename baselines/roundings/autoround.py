@@ -28,7 +28,8 @@ class Rounded(NamedTuple):
 class SignedDescent:
     """``q = s (clip(rint(u / s + V) + z) - z)`` over V in [-1/2, 1/2] and the ends of the range.
 
-    On a table of levels, ``u / s`` is taken as a fraction between the two codes around it, where V is added.
+    On a table of levels, ``u / s`` is taken as a fraction between the two codes around it, where V is added
+    (the public code adds it to ``u / s`` itself, which reaches the next level only where that is near).
 
     Factors a and b in [0, 1] shrink the range's low and high end: ``s`` is (a z_0 + b (m - z_0)) s_0 / m,
     ``z`` is rint(a z_0 s_0 / s), with m the largest code. On a symmetric grid b shrinks both ends. At V = 0

@@ -60,9 +60,10 @@ def hqq(problem: LayerProblem, spec: QuantSpec) -> QuantizedWeight:
 
     Zero points are stored in half precision. The public code stops when the mean error of all groups together
     no longer falls, in float32, whose last digits decide where it stays; here each group stops by itself, and
-    keeps rounding to nearest where that has the smaller mean absolute error. It takes the weights' range
-    without 0, and begins at a zero point that is no whole number; here both are those of rounding to nearest.
-    Its default solver (0.2.8) leaves beta as it is; here it grows, as on the method's page.
+    keeps rounding to nearest where that has the smaller mean absolute error. The public code takes the range
+    of the weights without 0, and begins at a zero point that is no whole number; here both are those of
+    rounding to nearest. Its default solver (0.2.8) leaves beta as it is; here it grows, as on the method's
+    page.
     A symmetric grid and a table of levels have no zero point: there it is rounding to nearest.
     """
     import torch

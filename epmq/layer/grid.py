@@ -114,7 +114,8 @@ def offsets(codes: Tensor, zero: Tensor, spec: QuantSpec) -> Tensor:
 def encode(weight: Tensor, scale: Tensor, zero: Tensor, spec: QuantSpec) -> Tensor:
     """Nearest codes, within the grid; float tensor of whole numbers."""
     if spec.grid == "uniform":
-        return (torch.round(weight / scale) + zero).clamp(0, spec.max_code)
+        whole = zero.round()  # a zero point may be any real number
+        return (torch.round(weight / scale + (zero - whole)) + whole).clamp(0, spec.max_code)
     table = levels(spec).to(weight)
     return torch.bucketize(weight / scale, (table[1:] + table[:-1]) / 2).to(weight)
 

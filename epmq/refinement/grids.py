@@ -36,7 +36,7 @@ class _Grid(nn.Module):
         short = exact.detach()
         if self.spec.scale_dtype in ("e4m3", "e8m0"):
             short = stored(short, self.spec)
-        return exact + (short.to(held_as(self.spec)).float() - exact).detach()
+        return short.to(held_as(self.spec)).float() + (exact - exact.detach())
 
     def found(self, latent: Tensor) -> QuantizedWeight:
         """The quantised weight as it stands; ``latent`` is what :meth:`forward` is given."""
@@ -75,11 +75,16 @@ class ThroughRounding(_Grid):
     def forward(self, latent: Tensor) -> Tensor:
         """The dense weight of the nearest codes."""
         scale = self.scale[..., None]
-        table = levels(self.spec).tolist() or [0, self.spec.max_code]
         shift = self.zero if self.spec.grid == "uniform" else 0.0
-        exact = ((self._grouped(latent) / scale + shift).clamp(table[0], table[-1])) - shift
-        nearest = offsets(self.rounded(latent), self.zero, self.spec)
-        return self.weight.restored(((exact + (nearest - exact).detach()) * scale).flatten(1))
+        exact = self._within(self._grouped(latent) / scale + shift) - shift
+        nearest = offsets(self.rounded(latent), self.zero, self.spec).detach()
+        return self.weight.restored(((nearest + (exact - exact.detach())) * scale).flatten(1))
+
+    def _within(self, place: Tensor) -> Tensor:
+        """Clamped to the grid's ends, which have a gradient, too; versions of torch do not agree on that."""
+        low, *_, high = levels(self.spec).tolist() or (0, self.spec.max_code)
+        inside = (place >= low) & (place <= high)
+        return torch.where(inside, place, place.detach().clamp(low, high))
 
     def _grouped(self, latent: Tensor) -> Tensor:
         return by_group(self.weight.transformed(latent), self.spec)

@@ -77,7 +77,7 @@ def test_the_largest_weight_meets_the_largest_level() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_power_of_two_scales_are_those_of_the_mx_specification(dtype: torch.dtype) -> None:
-    """floor(log2(max)) - 2 (OCP Microscaling Formats 1.0, section 6.3), exactly, beside every power of 2."""
+    """floor(log2(max)) - 2 (OCP Microscaling Formats 1.0, section 6.3), exactly, beside powers of two."""
     power = torch.exp2(torch.arange(-100, 101, dtype=torch.float64)).to(dtype)
     up = torch.full_like(power, torch.inf)
     largest = torch.cat([power, power.nextafter(0 * power), power.nextafter(up), 1.4 * power, 1.9 * power])

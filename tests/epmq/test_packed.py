@@ -16,6 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import baselines
 import epmq
 from epmq.errors import UserError
 from epmq.packed import writing
@@ -106,6 +107,67 @@ def test_input_scales_are_folded_or_the_layer_is_dense(kind: str, left: str, tmp
     again = case(kind)[0]
     epmq.load_weights(again, tmp_path / "model")
     torch.testing.assert_close(output(again, kind), output(model, kind), rtol=1e-4, atol=1e-4)
+
+
+NEW_FORMS: dict[str, tuple[str, dict[str, Any]]] = {
+    "levels of nf4": ("gptq", {"grid": "nf4", "group_size": 8}),
+    "levels of fp4": ("rtn", {"grid": "fp4", "group_size": 16, "scale_dtype": "e8m0"}),
+    "levels of nvfp4": ("gptq", {"grid": "nvfp4"}),
+    "place for a rotation": ("quip", {"bits": 3}),
+    "place for exceptions": ("spqr", {"bits": 3, "group_size": 8}),
+    "whole zero points": ("hqq", {"bits": 3, "group_size": 8}),
+}
+
+
+@pytest.mark.parametrize("form", NEW_FORMS)
+def test_our_own_format_holds_every_form_bit_for_bit(form: str, tmp_path: Path) -> None:
+    method, grid = NEW_FORMS[form]
+    model, report = quantised("open_clip", method, **grid)
+    written = epmq.write_checkpoint(tmp_path / "model", model=model, weights=report.weights, format="epmq")
+    assert not written.dense
+    told = sum(weight.packed_bits for weight in report.weights.values())
+    assert 8 * written.packed_bytes == written.method_bits
+    assert 0 <= written.method_bits - told <= 2 * 2 * 32, "q, k and v of two blocks each have their own seed"
+    again = case("open_clip")[0]
+    epmq.load_weights(again, tmp_path / "model")
+    for (name, ours), theirs in zip(model.named_parameters(), again.parameters(), strict=True):
+        assert torch.equal(ours, theirs), name
+    epmq.write_checkpoint(tmp_path / "dense", model=model, weights=report.weights, format="dense")
+    plain = case("open_clip")[0]
+    epmq.load_weights(plain, tmp_path / "dense")
+    assert torch.equal(output(plain, "open_clip"), output(model, "open_clip"))
+
+
+@pytest.mark.parametrize("form", NEW_FORMS)
+def test_what_compressed_tensors_has_no_place_for_is_refused_or_stays_dense(
+    form: str, tmp_path: Path
+) -> None:
+    method, grid = NEW_FORMS[form]
+    model, report = quantised("open_clip", method, **grid)
+    with pytest.raises(UserError, match=f"no layer can be packed as compressed-tensors: .*{form}"):
+        epmq.write_checkpoint(tmp_path / "model", model=model, weights=report.weights)
+    assert not list(tmp_path.iterdir())
+    model, experts, inputs = case("open_clip")
+    mixed = mixing(baselines.get(method), epmq.QuantSpec(**grid))
+    report = epmq.quantise(model, experts, inputs, mixed)
+    written = epmq.write_checkpoint(tmp_path / "model", model=model, weights=report.weights)
+    assert written.dense
+    assert written.packed_weights
+    assert all(form in reason for reason in written.dense.values())
+    again = case("open_clip")[0]
+    epmq.load_weights(again, tmp_path / "model")
+    assert torch.equal(output(again, "open_clip"), output(model, "open_clip"))
+
+
+def mixing(method: Any, spec: epmq.QuantSpec) -> Any:
+    """Layers of more than 16 columns in another form, the others plainly."""
+    plain = baselines.get("rtn")
+
+    def rounding(problem: Any, _: Any) -> Any:
+        wide = problem.centre.shape[1] > 16
+        return method(problem, spec) if wide else plain(problem, epmq.QuantSpec(4))
+
+    return rounding
 
 
 def test_dense_tensors_keep_the_dtype_of_the_source_where_nothing_is_lost(tmp_path: Path) -> None:
