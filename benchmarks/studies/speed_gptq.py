@@ -1,8 +1,8 @@
-"""Time GPTQ against its textbook form, factorisation and loop apart: ``nox -s studies``.
+"""Time GPTQ against its textbook form, factorisation and loop apart and together: ``nox -s studies``.
 
 The textbook form is written here as the paper's algorithm 1 reads: Cholesky, inverse, Cholesky; then an eager
-loop over columns in float32, block 128. Both factorisations are in float64. Everything is measured in one
-process, textbook and ours in turns, and medians are reported.
+loop over columns, block 128; all in float32. Ours factors in float64. Everything is measured in one process,
+textbook and ours in turns, and medians are reported; a solve begins with the moments and ends with the codes.
 """
 
 from __future__ import annotations
@@ -25,12 +25,13 @@ from tqdm import tqdm
 
 from epmq.layer.gptq import gptq
 from epmq.layer.grid import decode, encode, fit_grid
+from epmq.layer.moments import Moments
 from epmq.layer.problem import LayerProblem
 from epmq.layer.spec import QuantSpec
 
 SHAPES = ((768, 768), (2304, 768), (3072, 768), (768, 3072), (1024, 4096))
 BLOCK = 128
-TOLERANCE = 1e-6  # on the relative difference of the two objectives
+TOLERANCE = 1e-3  # on the relative difference of the objectives: a tie in float32 changes the rest of its row
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -45,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         torch.set_num_threads(options.threads)
     rows = [measure(*shape, QuantSpec(options.bits), options.repeats) for shape in tqdm(SHAPES, leave=False)]
     print(environment())
-    print(tabulate(rows, headers="keys", floatfmt=("", *[".2f"] * 6, ".4%", ".1e")))
+    print(tabulate(rows, headers="keys", floatfmt=("", *[".2f"] * 9, ".4%", ".1e")))
     if options.out:
         options.out.write_text(json.dumps({"environment": environment(), "layers": rows}, indent=1) + "\n")
     return int(any(abs(row["objective"]) > TOLERANCE for row in rows))
@@ -64,6 +65,13 @@ def measure(rows: int, columns: int, spec: QuantSpec, repeats: int) -> dict[str,
     ours_loop, theirs_loop = in_turns(
         lambda: gptq(problem, spec), lambda: textbook_loop(problem.centre, factor, spec), repeats=repeats
     )
+    moments = Moments.empty(problem.centre)
+    moments.fold(bare)
+    ours_solve, theirs_solve = in_turns(
+        lambda: gptq(LayerProblem.from_moments(problem.centre, moments, target="merged"), spec),
+        lambda: textbook_loop(problem.centre, textbook_factor(bare.float()), spec),
+        repeats=repeats,
+    )
     codes, scale, zero = textbook_loop(problem.centre, factor, spec)
     found = gptq(problem, spec)
     wanted = problem.objective(decode(codes, scale, zero, spec))
@@ -75,6 +83,9 @@ def measure(rows: int, columns: int, spec: QuantSpec, repeats: int) -> dict[str,
         "factor ms": ours,
         "textbook factor ms": theirs,
         "factor ratio": theirs / ours,
+        "solve ms": ours_solve,
+        "textbook solve ms": theirs_solve,
+        "solve ratio": theirs_solve / ours_solve,
         "equal codes": float((codes == found.codes).double().mean()),
         "objective": problem.objective(found.dequantize()) / wanted - 1,
     }

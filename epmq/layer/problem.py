@@ -227,7 +227,8 @@ def _positive_definite(gram: Tensor, ridge: float, mean: float) -> tuple[Tensor,
     warnings = [f"{dead} dead input columns"] if dead else []
     scale = mean if mean > 0 else 1.0
     for extra in EXTRA_RIDGES:
-        hessian = gram + (ridge + extra * scale) * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
+        hessian = gram.clone()
+        hessian.diagonal().add_(ridge + extra * scale)
         lower, failed = _reversed_cholesky(hessian)
         if not failed and float(lower.diagonal().min()) ** 2 > LEAST_PIVOT * scale:
             break
