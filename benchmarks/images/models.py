@@ -9,7 +9,7 @@ from typing import TypeVar
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from benchmarks.images import from_open_clip, from_transformers
+from benchmarks.images import from_transformers
 from benchmarks.images.preprocess import Preprocess
 from benchmarks.images.zero_shot import Base, Encode, zero_shot_head
 from benchmarks.sources.fetch import Fetched, Sources
@@ -88,6 +88,8 @@ def _open_base(suite: ClipSuite, origin: Fetched) -> Base:
     weights = readable(origin.folder, origin.files)
     LazyCheckpoint(weights)  # its header says more of a damaged file than a library does
     if suite.library == "open_clip":
+        from benchmarks.images import from_open_clip  # which takes seconds, and the others do without
+
         return from_open_clip.open_base(origin.folder, weights)
     assert suite.image_processor is not None
     return from_transformers.open_base(origin.folder, weights, suite.image_processor)

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import open_clip
 import torch
 import transformers
 from numpy.typing import NDArray
@@ -90,6 +89,8 @@ class _TransformersGeometry:
 
 def of_open_clip(settings: dict[str, Any]) -> Preprocess:
     """open_clip's evaluation transform of ``model.visual.preprocess_cfg``."""
+    import open_clip  # takes seconds, and transformers' models do without
+
     config = open_clip.transform.PreprocessCfg(**settings)
     steps = list(open_clip.transform.image_transform_v2(config, is_train=False).transforms)
     arithmetic = next(i for i, step in enumerate(steps) if isinstance(step, open_clip.transform.ToTensor))

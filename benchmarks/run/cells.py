@@ -202,7 +202,10 @@ def _of_bits(request: Request, recipe: Recipe, start: str) -> Iterable[Cell]:
 
 
 def _cells(request: Request, recipe: Recipe, start: str, bits: int | None) -> Iterable[Cell]:
-    """A cell for each set of options, number of samples and seed; what is not calibrated has one a set."""
+    """A cell for each set of options, number of samples and seed; what is not calibrated has one a set.
+
+    None where a search has nothing to choose, as of a merge without a factor.
+    """
     last, text = len(recipe.passes) - 1, request.decoder is not None
     passes = tuple(
         each.calibration(
@@ -222,6 +225,8 @@ def _cells(request: Request, recipe: Recipe, start: str, bits: int | None) -> It
     search = recipe.search and recipe.search.without(given)
     draws = list(product(request.samples, request.seeds)) if calibrated else [(None, 0)]
     for options, (samples, seed) in product(_options(request, start), draws):
+        if search and not search.axes and not search.merge.keys() & options.keys():
+            continue
         yield Cell(
             recipe.name,
             recipe.kind,

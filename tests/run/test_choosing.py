@@ -178,3 +178,19 @@ def test_a_language_model_chooses_too(tiny_text: TinyText, tmp_path: Path) -> No
     assert found.search is not None
     assert found.seconds["search"] >= sum(trial.seconds for trial in found.search.trials) * 0.99
     assert found.search.setting["anchor"] in AUTO.axes["anchor"]
+
+
+def test_nothing_is_chosen_where_there_is_nothing_to_choose() -> None:
+    asked: dict[str, Any] = {
+        "merge": ["simple-average", "ties"],
+        "method": [],
+        "target": [],
+        "bits": [4],
+        "samples": [8],
+    }
+    assert [(c.method, c.merge) for c in expand(Request(**asked, controls=["merged", "merged-auto"]))] == [
+        ("merged", "simple-average"),
+        *(("merged", "ties"), ("merged-auto", "ties")),
+    ]
+    with pytest.raises(UserError, match="nothing is asked for"):
+        expand(Request(**asked, controls=["merged-auto"], merge_options=[{"scale": 0.2}]))

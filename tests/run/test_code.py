@@ -79,7 +79,7 @@ def test_what_only_talks_does_not_count(copy: Path, name: str, old: str, new: st
 @pytest.mark.parametrize(
     ("name", "old", "new"),
     [
-        ("epmq/layer/grid.py", "torch.round(weight / scale)", "torch.floor(weight / scale)"),
+        ("epmq/layer/grid.py", "torch.round(weight / scale", "torch.floor(weight / scale"),
         ("epmq/models/t5.py", "return", "return  # noqa\n    return"),
         ("benchmarks/images/predict.py", "argmax", "argmin"),
         ("benchmarks/text/metrics.py", "return 0.0", "return 1.0"),
@@ -105,7 +105,7 @@ def test_a_rounding_counts_for_its_own_cells_alone(copy: Path) -> None:
 def test_merged_weights_do_not_depend_on_roundings(copy: Path) -> None:
     merge = copy / "epmq/merging.py"
     before = code.merging_digest(merge)
-    edit(copy / "epmq/layer/grid.py", "torch.round(weight / scale)", "torch.floor(weight / scale)")
+    edit(copy / "epmq/layer/grid.py", "torch.round(weight / scale", "torch.floor(weight / scale")
     assert code.merging_digest(merge) == before
     edit(copy / "epmq/merging.py", "origin.float() + scale * total", "origin.float() - scale * total")
     assert code.merging_digest(merge) != before
