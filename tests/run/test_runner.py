@@ -32,6 +32,7 @@ from benchmarks.sources.fetch import digest
 from benchmarks.suites.forms import ImageTask
 from epmq.calibration import LATER, Calibration
 from epmq.checkpoints.lazy import sha256
+from epmq.layer import spec
 from epmq.layer.spec import QuantSpec
 from results.store.folder import RunFolder
 from results.store.records import Record, TaskResult
@@ -62,7 +63,8 @@ def test_every_cell_that_was_asked_for_has_one_record(finished: RunFolder) -> No
 
 
 def test_records_say_what_was_computed(finished: RunFolder) -> None:
-    axes = {f.name for part in (Calibration, QuantSpec) for f in fields(part)} - set(LATER) | {"samples"}
+    later = {*LATER, *spec.LATER}
+    axes = {f.name for part in (Calibration, QuantSpec) for f in fields(part)} - later | {"samples"}
     uncalibrated = ("zero-shot", "experts", "merged", "merged-auto", "expert-linears", "distilled")
     for record in finished.records():
         quantised = record.bits is not None
