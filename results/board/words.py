@@ -47,4 +47,6 @@ def grid_words(setting: Setting, settings: Iterable[Setting]) -> str:
 def _axis(name: str, value: Axis) -> str:
     if name == "symmetric" and isinstance(value, bool):
         return "symmetric" if value else "asymmetric"
+    if name == "grid":
+        return "uniform" if value is None else f"levels of {value}"
     return f"{name} {value}"

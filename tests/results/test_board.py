@@ -12,8 +12,9 @@ import pytest
 from epmq.errors import UserError
 from results.analysis.ranks import Ranks
 from results.board.board import Board, board
-from results.board.cells import Cell
+from results.board.cells import Cell, Setting
 from results.board.standings import Standing, frontier
+from results.board.words import grid_words
 from results.store.folder import RunFolder
 from tests.fixtures.boards import REGISTERED, SAMPLES, blurred, cell, of, ours, theirs
 from tests.fixtures.records import make_cell, make_folder, make_record
@@ -294,3 +295,14 @@ def test_a_cell_is_what_its_folder_says(tmp_path: Path) -> None:
     cells: list[Cell] = [each.cell for each in made(tmp_path).standings]
     assert len(cells) == len({(record.method, record.bits, str(record.axes)) for record in folder.records()})
     assert isinstance(folder, RunFolder)
+
+
+def test_a_grid_is_told_in_words() -> None:
+    uniform = (None, False, False, 128, "centre", "float16", None)
+    levels = (32, True, False, 128, "centre", "e8m0", "mxfp4")
+    settings = [Setting("ties", (), 4, grid, 8, "cpu", "float32") for grid in (uniform, levels)]
+    assert [grid_words(each, settings) for each in settings] == [
+        "a scale for each row, asymmetric, scale_dtype float16, uniform",
+        "groups of 32, symmetric, scale_dtype e8m0, levels of mxfp4",
+    ]
+    assert grid_words(settings[0], settings[:1]) == "a scale for each row"
