@@ -86,8 +86,9 @@ def tables() -> list[str]:
 
 
 def rows(suite: str, pattern: str) -> list[dict[str, Any]]:
-    """The rows of a committed table whose MERGE/METHOD/BITS matches a shell-style pattern, in their order."""
-    return [row for row in _json(_folder(suite) / "table.json") if fnmatchcase(name(row), pattern)]
+    """Rows that were run of a committed table, whose MERGE/METHOD/BITS matches a pattern, in their order."""
+    found = [row for row in _json(_folder(suite) / "table.json") if row["average"] is not None]
+    return [row for row in found if fnmatchcase(name(row), pattern)]
 
 
 def name(row: dict[str, Any]) -> str:
