@@ -54,7 +54,7 @@ class SignedDescent:
 
     def rounded(self) -> Rounded:
         """The weight as it stands, with its scales as they are stored."""
-        from epmq.layer.grid import offsets, stored
+        from epmq.layer.grid import largest_code, offsets, stored
 
         top = self.spec.max_code
         spread = top * self.high
@@ -64,7 +64,7 @@ class SignedDescent:
         zero = self.zero
         if not self.spec.symmetric:
             zero = (self.low * self.zero * self.scale / scale).round().clamp(0, top)
-        codes = self._free(scale, zero).round().clamp(0, len(self.table) - 1 if len(self.table) else top)
+        codes = self._free(scale, zero).round().clamp(0, largest_code(self.spec))
         return Rounded(offsets(codes, zero, self.spec) * scale, codes, scale, zero)
 
     def _free(self, scale: Tensor, zero: Tensor) -> Tensor:
@@ -84,11 +84,11 @@ class SignedDescent:
         Args:
             gradient: of the objective by the values of ``at``, ``(rows, groups, width)``.
         """
-        from epmq.layer.grid import offsets
+        from epmq.layer.grid import largest_code, offsets
 
         top = self.spec.max_code
         free = self._free(at.scale, at.zero)
-        inside = (free > -0.5) & (free < (len(self.table) - 1 if len(self.table) else top) + 0.5)
+        inside = (free > -0.5) & (free < largest_code(self.spec) + 0.5)
         of_scale = offsets(at.codes, at.zero, self.spec) - (self.latent / at.scale) * inside
         by_scale = (gradient * of_scale).sum(-1, keepdim=True)
         by_zero = -(gradient * ~inside).sum(-1, keepdim=True) * at.scale

@@ -40,6 +40,11 @@ def levels(spec: QuantSpec) -> Tensor:
     return torch.tensor(LEVELS[spec.grid], dtype=torch.float64)
 
 
+def largest_code(spec: QuantSpec) -> int:
+    """The largest code that stands for a number: a table of levels may leave some unused."""
+    return len(LEVELS[spec.grid]) - 1 if LEVELS[spec.grid] else spec.max_code
+
+
 def fit_grid(weight: Tensor, spec: QuantSpec, shrink: Tensor | float = 1.0) -> tuple[Tensor, Tensor]:
     """Min-max scale and zero point of every row (Frantar et al. 2022, the GPTQ code's quantiser).
 

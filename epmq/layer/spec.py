@@ -95,6 +95,11 @@ class QuantSpec:
         return (1 << self.bits) - 1
 
     @property
+    def short_scales(self) -> bool:
+        """Whether scales are stored in 8 bits, which memory holds as float32 numbers."""
+        return SCALE_BITS[self.scale_dtype] == 8
+
+    @property
     def recorded(self) -> dict[str, Any]:
         """The fields as cells and records have them, see ``LATER``."""
         plain = QuantSpec()

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from epmq.errors import UserError
 from epmq.layer.exceptions import Exceptions
-from epmq.layer.grid import by_group, decode, encode, factor_of, held_as, levels, stored
+from epmq.layer.grid import by_group, decode, encode, factor_of, held_as, largest_code, stored
 from epmq.layer.rotation import SEED_BITS, rotated, rotated_back
 from epmq.layer.spec import SCALE_BITS, GridName, QuantSpec, ScaleDtype
 
@@ -65,8 +65,7 @@ class QuantizedWeight:
             )
         self._require_codes()
         _require_positive("scales", self.scale)
-        short = self.spec.scale_dtype in ("e4m3", "e8m0")
-        if short and not torch.equal(stored(self.scale, self.spec), self.scale):
+        if self.spec.short_scales and not torch.equal(stored(self.scale, self.spec), self.scale):
             raise UserError(f"scales are no {self.spec.scale_dtype} numbers; build() rounds them")
         if self.input_scale is not None:
             if tuple(self.input_scale.shape) != (columns,) or self.input_scale.dtype != torch.float16:
@@ -81,7 +80,7 @@ class QuantizedWeight:
                 raise UserError(f"exceptions are not of a weight of {rows} rows and {columns} columns")
 
     def _require_codes(self) -> None:
-        largest = len(levels(self.spec)) - 1 if self.spec.grid != "uniform" else self.spec.max_code
+        largest = largest_code(self.spec)
         real = self.zero.dtype == torch.float16
         if self.codes.numel() and int(self.codes.max()) > largest:
             raise UserError(f"a code exceeds {largest}, the largest of {self.spec.bits} bits")
@@ -110,7 +109,7 @@ class QuantizedWeight:
 
         Zero points that are float16 already are real and stay so.
         """
-        if spec.scale_dtype in ("e4m3", "e8m0"):
+        if spec.short_scales:
             _require_positive("scales", scale)
             scale = stored(scale, spec)
         scale = scale.to(held_as(spec))

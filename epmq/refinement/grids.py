@@ -34,7 +34,7 @@ class _Grid(nn.Module):
         """Scales ``(rows, groups)`` as they are stored; their gradient is that before rounding."""
         exact = self.start * self.factor.exp()
         short = exact.detach()
-        if self.spec.scale_dtype in ("e4m3", "e8m0"):
+        if self.spec.short_scales:
             short = stored(short, self.spec)
         return short.to(held_as(self.spec)).float() + (exact - exact.detach())
 
