@@ -68,7 +68,7 @@ def hqq(problem: LayerProblem, spec: QuantSpec) -> QuantizedWeight:
     """
     import torch
 
-    from epmq.layer.grid import by_group, fit_grid
+    from epmq.layer.grid import by_group, decode, encode, fit_grid
     from epmq.layer.weight import QuantizedWeight
 
     fitted_on = problem.reference if spec.fit_scales_on == "merged" else problem.centre
@@ -80,14 +80,9 @@ def hqq(problem: LayerProblem, spec: QuantSpec) -> QuantizedWeight:
     fitted = fitted_zero(weight, scale, plain, spec.max_code).clamp(-limit, limit).half().to(scale)
 
     def error(zero: Tensor) -> Tensor:
-        codes = encode_real(weight, scale, zero, spec.max_code)
-        return ((codes - zero[..., None]) * scale[..., None] - weight).abs().mean(-1)
+        grid = scale[..., None], zero[..., None]
+        return (decode(encode(weight, *grid, spec), *grid, spec) - weight).abs().mean(-1)
 
     zero = torch.where(error(fitted) < error(plain), fitted, plain)
-    codes = encode_real(weight, scale, zero, spec.max_code).flatten(1)
+    codes = encode(weight, scale[..., None], zero[..., None], spec).flatten(1)
     return QuantizedWeight.build(codes, scale, zero.half(), spec)
-
-
-def encode_real(weight: Tensor, scale: Tensor, zero: Tensor, top: int) -> Tensor:
-    """Nearest codes around real zero points, ``(rows, groups, width)``."""
-    return (weight / scale[..., None] + zero[..., None]).round().clamp(0, top)

@@ -19,7 +19,7 @@ from hqq.core.optimize import optimize_weights_proximal_legacy, optimize_weights
 from torch import Tensor
 
 from baselines.roundings import hqq
-from epmq.layer.grid import by_group, fit_grid
+from epmq.layer.grid import by_group, encode, fit_grid
 from epmq.layer.spec import QuantSpec
 
 OPTIONS = {"lp_norm": hqq.NORM, "beta": hqq.BETA, "kappa": hqq.GROWTH, "iters": hqq.STEPS}
@@ -56,7 +56,7 @@ def test_the_iteration_is_that_of_hqq(spec: QuantSpec, size: float, monkeypatch:
         opt_params={**OPTIONS, "tol": 0.0, "early_stop": False, "scale_gridsearch": False},
     )
     torch.testing.assert_close(ours.flatten(), zero.flatten(), rtol=1e-9, atol=1e-9)
-    mine = hqq.encode_real(weight, scale, ours, spec.max_code)
+    mine = encode(weight, scale[..., None], ours[..., None], spec)
     assert float((mine.flatten(0, 1) == codes).double().mean()) > 0.999, "but for ties"
 
 
